@@ -78,7 +78,7 @@ def in_order(wanted: list[str], found: list[str]) -> list[str]:
 def walks() -> str:
     """The output of tools/walk.py."""
     done = subprocess.run(
-        [sys.executable, "tools/walk.py", "--calls"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "tools/walk.py", "--calls"], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
     return done.stdout
 
@@ -237,7 +237,7 @@ def test_an_operation_is_added_where_it_says(edits: Edits, tmp_path: Path) -> No
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=110,
             check=False,
         )
         assert done.returncode == 0, done.stderr

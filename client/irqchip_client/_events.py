@@ -13,7 +13,10 @@ from ._model import ResetReason, SignalKind, Space
 
 @dataclass(frozen=True, slots=True)
 class InterruptPending:
-    """A vCPU has an interrupt to take. One event stands for any number: acknowledge until none is left."""
+    """A vCPU has an interrupt to take.
+
+    If another interrupt is left when the vCPU has taken one, a further event follows.
+    """
 
     vcpu: int
 
@@ -68,7 +71,7 @@ class IoapicEoi:
 
 @dataclass(frozen=True, slots=True)
 class EventsDropped:
-    """`count` events were dropped here, because they were not read in time."""
+    """`count` events were dropped here, because the client did not read them in time."""
 
     count: int
 

@@ -33,11 +33,11 @@ SEEK = 0.002  # seconds per disk command
 class Stage:
     """The demo's processes and their folder. Their output is shown as it comes, unless `quiet`.
 
-    patience  how many seconds a process may take to begin, or to end
+    patience  seconds that a process may take to begin, or to end
     """
 
     folder: Path
-    patience: float = 20.0
+    patience: float = 60.0
     quiet: bool = False
     embedded: bool = False  # the vCPU's process is the daemon, too
     architecture: str = "x86"

@@ -1,6 +1,6 @@
-"""What the daemon writes to standard error: its own records and few of its libraries', within bounds.
+"""What the daemon writes to standard error: its own records and some of its libraries', within bounds.
 
-A record says what happened, and its fields to which VM, Session or client: see fields.py.
+A record's text says what happened, and its fields name the VM, Session or client: see fields.py.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 class _Nothing:
-    """Replaces the module traceback, with which gRPC prints what it has logged once more, to standard error."""
+    """Replaces the module traceback in gRPC, which prints each exception to standard error after logging it."""
 
     def print_exc(self) -> None:
         """Print nothing."""

@@ -12,14 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(300)
 def test_it_says_how_to_look_and_what_has_died() -> None:
     child, terminal = pty.fork()
     if child == 0:

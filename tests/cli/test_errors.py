@@ -79,7 +79,7 @@ OF_A_VM = [command for command in COMMANDS if command[0] not in ("create", "list
 @pytest.mark.parametrize("command", OF_A_VM, ids=lambda command: str(command[0]))
 def test_no_such_vm(run: Run, fails: Callable[[Result], str], command: list[str]) -> None:
     name, _, *arguments = command
-    why = "there is no VM 'missing'; there are none: `irqchipctl create` makes one (ENOENT)"
+    why = "there is no VM 'missing'; there are no VMs: `irqchipctl create` makes one (ENOENT)"
     assert fails(run(name, "missing", *arguments)) == why
 
 
@@ -155,6 +155,6 @@ def test_a_default_socket_that_others_can_reach_is_refused(
         folder.chmod(0o755)
         line = fails(CliRunner().invoke(main, ["list"]))
     assert line == (
-        f"{folder} can be entered by others, so what answers there may be a stranger: set XDG_RUNTIME_DIR to a "
+        f"{folder} can be entered by others, so another user's process may answer there: set XDG_RUNTIME_DIR to a "
         "directory of yours, or name the daemon with --target or IRQCHIP_TARGET (EACCES)"
     )

@@ -15,7 +15,7 @@ from irqchip_client import Client
 from irqchip_client._daemon import start_daemon
 from irqchip_client.replay.x86 import PIT_FIELDS
 from tests.cli.conftest import Run, Start
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 WAYS = pytest.mark.parametrize("way", [["--in-process"], ["--jobs", "2"]], ids=["in-process", "daemon"])
 
@@ -180,7 +180,7 @@ def test_more_bytes_than_the_daemon_takes_in_a_message(run: Run, file: Callable[
 
 def test_no_vm_is_left_in_the_daemon(run: Run, irqchip_client: Client, file: Callable[..., Path]) -> None:
     assert run("replay", file(*[trace(["irq_line", 4, 1, 2], seed=seed) for seed in range(20)])).exit_code == 1
-    assert [vm.name for vm in irqchip_client.vms() if vm.name.startswith("replay-")] == []
+    eventually(lambda: not any(vm.name.startswith("replay-") for vm in irqchip_client.vms()))
 
 
 def test_ctrl_c_leaves_no_vm_in_the_daemon(start: Start, irqchip_client: Client, file: Callable[..., Path]) -> None:
@@ -191,7 +191,7 @@ def test_ctrl_c_leaves_no_vm_in_the_daemon(start: Start, irqchip_client: Client,
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, errors.strip()) == (1, "", "Aborted!")
-    assert [vm.name for vm in irqchip_client.vms() if vm.name.startswith("replay-")] == []
+    eventually(lambda: not any(vm.name.startswith("replay-") for vm in irqchip_client.vms()))
 
 
 def test_a_file_that_can_t_be_used_names_its_line_and_nothing_is_run(run: Run, file: Callable[..., Path]) -> None:
@@ -254,7 +254,7 @@ def test_in_a_pipe_it_reports_progress_now_and_then(
 ) -> None:
     path = file(trace(["ack_lapic", 5, None]), trace(["ack_lapic", 5, "-ENOENT"], seed=2))
     assert run("replay", "--in-process", path).stderr == ""
-    monkeypatch.setattr(importlib.import_module("irqchip_client.cli.replay"), "TOLD_EVERY", 0)
+    monkeypatch.setattr(importlib.import_module("irqchip_client.cli.replay"), "PROGRESS_EVERY", 0)
     told = run("replay", "--in-process", path).stderr
     assert told == "1 of 2 traces, 1 mismatches\n2 of 2 traces, 1 mismatches\n"
 

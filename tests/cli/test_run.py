@@ -75,7 +75,7 @@ def run(irqchip_server: Daemon, tmp_path: Path) -> Callable[..., subprocess.Comp
             Path(kernel).write_bytes(bytes.fromhex(image))
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run"]
         command += options if kernel is None else ["--kernel", str(kernel), *options]
-        done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=140, check=False)
         done.stderr = done.stderr.removeprefix(taken_for_flat(tmp_path / "guest.bin"))  # which most guests here are
         return done
 
@@ -201,12 +201,11 @@ def test_a_guest_that_can_not_go_on_says_where(run: Run, cpu: str) -> None:
     assert "100027" in done.stderr
 
 
-@pytest.mark.timeout(240)
 def test_a_multiboot_kernel_runs_with_its_command_line(run: Run, cpu: str) -> None:
     # Typed characters wait until the guest has set up its port and cleared the FIFOs.
     typed = "cmdline\recho Hello\rexit 3\r"
     for mode in ("ioapic", "pic"):
-        done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "100", typed=typed)
+        done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "130", typed=typed)
         assert done.returncode == 7, done
         assert f"irqchipd demo guest, {mode.upper()} mode" in done.stdout
         assert f"\n{GUEST} irq={mode}\n> echo Hello\nHello\n" in done.stdout
@@ -362,7 +361,7 @@ def test_without_standard_input_or_output(irqchip_server: Daemon, tmp_path: Path
     [
         ("", (), "it is empty"),
         ("7f 45 4c 46", (), "it ends too early"),
-        (SPIN, ("--append", "x"), "a flat binary is given no command line"),
+        (SPIN, ("--append", "x"), "a flat binary takes no command line"),
         (SPIN, ("--await", "nobody", "--vm", "!"), "is no VM name"),
     ],
 )

@@ -19,7 +19,7 @@ pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unic
 def run(irqchip_server: Daemon) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*options: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "irqchip_client.cli", "--target", irqchip_server.target, "run", *options]
-        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=110, check=False)
+        return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=280, check=False)
 
     return run
 
@@ -69,4 +69,4 @@ def test_what_it_can_not_do_is_refused(
 def test_a_pcs_guest_is_none_for_arm64(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = run("--kernel", str(X86.binary), "--arch", "arm64")
     assert done.returncode == 2
-    assert "it is no ELF file for arm64" in done.stderr
+    assert "it is neither an ELF file for arm64" in done.stderr

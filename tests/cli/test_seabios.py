@@ -24,7 +24,7 @@ FLOPPY = 1_474_560  # bytes: SeaBIOS knows a floppy by its size
 pytestmark = [
     pytest.mark.long,
     pytest.mark.boots,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(importlib.util.find_spec("unicorn") is None, reason="Unicorn is not installed"),
     pytest.mark.skipif(not BIOS.exists(), reason=f"there is no {BIOS}: the package seabios has it"),
     pytest.mark.skipif(not GRUB.exists(), reason=f"there is no {GRUB}: the package grub-rescue-pc has it"),

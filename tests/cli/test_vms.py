@@ -156,7 +156,7 @@ def test_delete(run: Run, fails: Fails, vm: Vm) -> None:
     assert (result.exit_code, result.output) == (0, "")
     for command in ("delete", "show"):
         assert fails(run(command, vm.name)) == (
-            f"there is no VM '{vm.name}'; there are none: `irqchipctl create` makes one (ENOENT)"
+            f"there is no VM '{vm.name}'; there are no VMs: `irqchipctl create` makes one (ENOENT)"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.compose.engine import Engine
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "irqchipd-tests"
@@ -25,7 +26,7 @@ class Composition:
     engine: Engine
     compose_command: Sequence[str]
 
-    def compose(self, *arguments: str, seconds: float = 90.0, **override: Any) -> tuple[int, str]:
+    def compose(self, *arguments: str, seconds: float = 200.0, **override: Any) -> tuple[int, str]:
         """Run docker compose; returns its exit status, and its and the services' output.
 
         Arguments:
@@ -89,14 +90,14 @@ class Composition:
         # The container ends before the command's own status arrives.
         subprocess.run(command, env=self.engine.environment, capture_output=True, check=False)
 
-    def wait_until_said(self, container: str, what: str, seconds: float = 60.0) -> None:
+    def wait_until_said(self, container: str, what: str, seconds: float = 150.0) -> None:
         """Wait until a container's log contains a text."""
         deadline = time.monotonic() + seconds
         while what not in (said := self.docker("logs", container)):
             assert time.monotonic() < deadline, said
             time.sleep(0.1)
 
-    def wait_until_restarted(self, service: str, before: int, seconds: float = 20.0) -> None:
+    def wait_until_restarted(self, service: str, before: int, seconds: float = PATIENCE) -> None:
         """Wait until the engine has restarted a service's container more than `before` times and it runs."""
         deadline = time.monotonic() + seconds
         while True:

@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-START_SECONDS = 30.0
-STOP_SECONDS = 15.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
 
 # Paths outside their folders that the engine and containerd always write to.
 SHADOWED = ("/etc/docker", "/run/containerd", "/run/docker")

@@ -16,7 +16,7 @@ SAYS = "every answer was as expected"
 KILLED = "disk"
 
 # An engine is started, and an image built, before the first test.
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(500)]
 
 # Reports on a container's processes, run inside it.
 LOOK = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import pytest
 
@@ -196,8 +197,14 @@ def _take_all(machine: Machine) -> int:
 
 
 def test_too_many_eois_of_a_line_in_a_row_delay_its_next_interrupt(kvm: Kvm) -> None:
+    for make in (lambda: KernelMachine(kvm), DaemonMachine):
+        # On a busy machine the delay may be over before this process looks, but not each time.
+        assert any(_is_delayed(make()) for _ in range(10))
+
+
+def _is_delayed(machine: KernelMachine | DaemonMachine) -> bool:
     lower = MAX_SUCCESSIVE_EOIS - 1000
-    for machine in (KernelMachine(kvm), DaemonMachine()):
+    with closing(machine):
         for this in [*ioapic(LEVEL | VECTOR), ["drop", 0], ["irq_line", GSI, 1]]:
             machine.perform(this)
         # An EOI while the line is low restarts the count.
@@ -215,7 +222,9 @@ def test_too_many_eois_of_a_line_in_a_row_delay_its_next_interrupt(kvm: Kvm) -> 
         else:
             # KVM: ioapic.c kvm_ioapic_update_eoi_one; after HZ / 100 ticks, the first of which has already begun.
             while machine.perform(["get_irqchip", 2]) == waiting:
-                assert time.monotonic_ns() - stopped < 1000 * DELAYED_EOI
-            assert time.monotonic_ns() - stopped > DELAYED_EOI // 4
+                if time.monotonic_ns() - stopped > 100 * DELAYED_EOI:
+                    return False
+            if time.monotonic_ns() - stopped <= DELAYED_EOI // 4:
+                return False
         assert machine.perform(TAKE) == VECTOR
-        machine.close()
+        return True

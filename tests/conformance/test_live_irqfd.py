@@ -12,6 +12,7 @@ import pytest
 
 from irqchip_client import Client, IrqchipError, Session
 from tests.conformance.kvm import Kvm, KvmVm
+from tests.waiting import PATIENCE
 
 DEASSIGN, RESAMPLE = 1, 2
 GSI = 20
@@ -92,7 +93,7 @@ def counters(assign: Assign) -> list[int]:
     poll.register(eventfd, select.POLLIN)
 
     def left(drained: bool) -> int:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while drained and poll.poll(0) and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.02)

@@ -24,7 +24,7 @@ SECOND = 1_000_000_000
 
 # On a busy machine something may fall due during one step and again during a later one. Not every combination of
 # orders is tried.
-ATTEMPTS = 5
+ATTEMPTS = 20
 
 Action = Callable[[Machine], Answer]
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 220  # seconds, for a demo, which runs two or three times
+PATIENCE = 500  # seconds, for a demo, which runs two or three times
 
 
 def demo(*options: str, module: str = "examples.demo") -> str:

@@ -139,7 +139,7 @@ def test_a_read_without_a_number_is_unanswered(vm: Vm, answer: Any) -> None:
     with remote(vm, Mute()) as ends:
         assert vm.vcpu(0).mmio_read(0xD000_0008, 8) == Access(True, (1 << 64) - 1, unanswered=True)
         eventually(lambda: ends)
-    assert str(ends[0]) == f"read(offset=0x8, size=8) returned {answer!r}, and not the number that the guest reads"
+    assert str(ends[0]) == f"read(offset=0x8, size=8) returned {answer!r}, not a number for the guest to read"
     with local(vm, Mute()) as host, pytest.raises(TypeError, match=r"read\(offset=0x8") as raised:
         host.mmio_read(0xD000_0008, 4)
     assert raised.value.__notes__ == ["Mute failed in a read of 4 bytes at address 0xd0000008"]

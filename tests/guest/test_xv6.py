@@ -13,7 +13,7 @@ pytest.importorskip("unicorn", reason="needs Unicorn: pip install 'irqchipd[unic
 
 from tests.guest.xv6 import Shell, images
 
-pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.boots, pytest.mark.timeout(600)]
 
 
 @contextmanager

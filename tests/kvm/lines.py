@@ -1,8 +1,8 @@
-"""What the kernels with programs in ring 3 print on a processor that does all as it must, with one vCPU."""
+"""What kernels print on a processor that does all as it must, with one vCPU; `smp` with two."""
 
 from __future__ import annotations
 
-KERNELS = [("rings", "64"), ("processes", "32")]  # and their bits
+KERNELS = [("rings", "64"), ("processes", "32")]  # those with programs in ring 3, and their bits
 LINES = {
     "rings": [
         "PASS: SYSCALL comes back by SYSRET",
@@ -43,5 +43,16 @@ LINES = {
         "PASS: and both go on",
         "PASS: the disk interrupts, and has the sectors",
         "PASS: it interrupts when a sector is written",
+    ],
+    "smp": [
+        "PASS: INIT and SIPI start each CPU once",
+        "PASS: and again, whether it halts, spins, or spins with interrupts off",
+        "PASS: also with an interrupt on its way",
+        "PASS: IPIs come to a CPU that halts",
+        "PASS: to one that spins",
+        "PASS: and with interrupts off when they are on again",
+        "PASS: NMIs come in any case",
+        "PASS: a broadcast comes to each CPU once",
+        "PASS: one of lowest priority to one of them",
     ],
 }

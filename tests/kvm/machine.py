@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from irqchip_client import Client, MpState
 from irqchip_client.kvm import GuestMemory, KvmVcpu, KvmVm, Start, StartMode
+from irqchip_client.vmm.exit_stats import ExitStats
 from tests.kvm.guests import LONG
 from tests.waiting import PATIENCE, eventually
 
@@ -66,7 +67,9 @@ class Devices:
 class Machine:
     """vCPU 0 of the PC, and its memory."""
 
-    def __init__(self, client: Client, kvm: KvmVm, memory: GuestMemory, tsc_khz: int = OTHER_KHZ) -> None:
+    def __init__(
+        self, client: Client, kvm: KvmVm, memory: GuestMemory, tsc_khz: int = OTHER_KHZ, exits: ExitStats | None = None
+    ) -> None:
         self.client = client
         self.kvm = kvm
         self.memory = memory
@@ -74,7 +77,7 @@ class Machine:
         self.vm.create_irqchip()
         self.vcpu = self.vm.create_vcpu(0)
         self.devices = Devices()
-        self.cpu = KvmVcpu(kvm, self.vm, 0, self.devices)
+        self.cpu = KvmVcpu(kvm, self.vm, 0, self.devices, exits)
         self.devices.stop = self.cpu.stop
 
     # Set-up.

@@ -8,10 +8,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from irqchip_client import Session, connect
+from irqchip_client import Client, Session, connect
 from irqchip_client._daemon import Daemon
 from irqchip_client.kvm import GuestMemory, KvmVm, why_not
 from irqchip_client.kvm.stepping import Stepping
+from irqchip_client.vmm.exit_stats import ExitStats
 from tests.kvm import guests
 from tests.kvm.machine import (
     APIC,
@@ -63,6 +64,22 @@ def test_an_interrupt_waits_until_interrupts_are_on(machine: Machine) -> None:
     assert machine.devices.said == b"dsIe"
 
 
+def test_the_local_apics_interrupt_comes_behind_the_pics(machine: Machine) -> None:
+    machine.memory.write(HANDLER, guests.PIC_HANDLER)
+    machine.load_real(guests.SHUT)
+    machine.vcpu.mmio_write(APIC + 0xF0, 0x1FF)
+    with machine.vm.session("device") as session:
+
+        def interrupt(byte: int) -> None:
+            if byte == ord("d"):
+                session.line(4).pulse()
+                session.signal_msi(APIC, 0x25)
+
+        machine.devices.on_say = interrupt
+        machine.cpu.run()
+    assert machine.devices.said == b"dsIIe"
+
+
 @pytest.mark.parametrize("pulses", [300])
 def test_no_interrupt_is_lost_whatever_the_guest_is_doing(machine: Machine, pulses: int) -> None:
     machine.memory.write(HANDLER, guests.PIC_HANDLER)
@@ -89,6 +106,21 @@ def test_a_self_ipi_arrives_at_most_one_instruction_later(machine: Machine) -> N
     machine.load_long(guests.SELF_IPIS)
     machine.cpu.run()
     assert machine.devices.said == b"+"
+
+
+def test_an_interrupt_of_the_local_apic_is_three_operations(irqchip_client: Client) -> None:
+    """The write to ICR, the acknowledgement and the EOI: nothing asks for a second interrupt that can't be there."""
+    if reason := why_not():
+        pytest.skip(reason)
+    stats, ipis = ExitStats(), 100
+    with GuestMemory(1 << 20) as memory, KvmVm(memory) as kvm:
+        machine = Machine(irqchip_client, kvm, memory, exits=stats)
+        with machine.cpu:
+            machine.memory.write(HANDLER, guests.APIC_HANDLER)
+            machine.load_long(guests.SELF_IPIS)
+            machine.cpu.run()
+        assert machine.word(COUNT) == ipis
+    assert sum(row.operations for row in stats.counts()) < 3 * ipis + 20
 
 
 def test_nmis_to_itself_and_to_a_spinning_and_a_halted_vcpu(machine: Machine) -> None:

@@ -120,15 +120,18 @@ def test_a_signal_handlers_exception_ends_run_and_the_vcpu_can_continue(machine:
     def stop_it() -> None:
         signal.pthread_kill(main, signal.SIGUSR1)
 
+    def run_until(timer: threading.Timer) -> None:
+        timer.start()
+        machine.cpu.run()
+
     machine.load_real(guest)
     main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         for _ in range(3):
             timer = threading.Timer(0.05, stop_it)
-            timer.start()
             with pytest.raises(KeyboardInterrupt):
-                machine.cpu.run()
+                run_until(timer)
             timer.join()
         timer = threading.Timer(0.05, machine.cpu.stop)
         timer.start()

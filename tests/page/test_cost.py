@@ -27,7 +27,6 @@ from tests.waiting import PATIENCE
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.timeout(200),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium"),
 ]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from irqchip_client import Chip, Client, NotFound
+from irqchip_client import Chip, Client, NotFound, ops
 from irqchip_client._daemon import start_daemon
 from irqchip_client._errors import IrqchipError
 from tests.page.guests import DISK, SERIAL, VECTORS, arm64_vm, eoi, play, s390_vm, x86_vm
@@ -316,18 +316,20 @@ def test_a_message_is_bounded_while_much_happens(served: Page, client: Client) -
     vm = x86_vm(client)
     with served.live("pc") as messages, vm.session("busy") as session:
         next(messages)
-        for _ in range(1500):
-            session.line(SERIAL).pulse()
         numbers: list[int] = []
         number = 0
-        for message in messages:
-            assert len(json.dumps(message)) < 200_000
-            assert len(message["events"]) <= 800
-            numbers += [event[0] for event in message["events"]]
-            if message["number"] == number > 0 and not message["events"]:
+        for _ in range(20):
+            session.run([ops.irq_line(SERIAL, level) for level in (True, False)] * 1000)
+            for message in messages:
+                assert len(json.dumps(message)) < 200_000
+                assert len(message["events"]) <= 800
+                numbers += [event[0] for event in message["events"]]
+                if message["number"] == number > 0 and not message["events"]:
+                    break
+                number = message["number"]
+            assert numbers == sorted(set(numbers))
+            if len(numbers) < number:  # a busy machine may do so little at a time that all are kept
                 break
-            number = message["number"]
-        assert numbers == sorted(set(numbers))
         assert len(numbers) < number  # not all were kept, and the numbers say where some are missing
         session.line(SERIAL).raise_()  # the VM reports again
         assert any(event[2:] == ["kvm_set_irq", [SERIAL, 1, event[3][2]]] for event in next(_with_events(messages)))

@@ -20,10 +20,10 @@ import pytest
 from irqchip_client._daemon import start_daemon
 from tests.service.test_metrics import daemon, get, pc
 from tests.this_machine import free_port
+from tests.waiting import PATIENCE
 
 EXAMPLES = Path(__file__).parents[2] / "examples/metrics"
 ALERTS = EXAMPLES / "alerts.yml"
-PATIENCE = 30.0  # seconds
 
 
 def program(name: str) -> str:
@@ -168,7 +168,6 @@ def ask(port: int, query: str) -> list[Any]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
 def test_prometheus_scrapes_a_daemon_through_the_forwarder(tmp_path: Path) -> None:
     """As the services of docker-compose.yml do; 20 seconds."""
     prometheus = program("prometheus")

@@ -102,8 +102,13 @@ def test_it_stops_after_a_time_slice_whose_length_in_blocks_it_learns(native: bo
             assert not breaker.slice_over
             uc.emu_start(0x1000, 0)
             assert breaker.slice_over
-        started = time.perf_counter_ns()
-        breaker.begin_slice()
-        uc.emu_start(0x1000, 0)
-        assert time.perf_counter_ns() - started > SLICE_NS / 10
+
+        def slice_ns() -> int:
+            started = time.perf_counter_ns()
+            breaker.begin_slice()
+            uc.emu_start(0x1000, 0)
+            return time.perf_counter_ns() - started
+
+        # A slice in which the machine did something else makes the next one short.
+        assert any(slice_ns() > SLICE_NS / 10 for _ in range(20))
         uc.mem_unmap(0, memory.size)

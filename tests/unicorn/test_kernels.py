@@ -20,8 +20,8 @@ def test_a_kernel_with_programs_passes(tmp_path: Path, name: str, bits: str) -> 
     kernel, disk = build(name, bits, tmp_path), tmp_path / "disk.img"
     make_disk(disk)
     command = [sys.executable, "-m", "irqchip_client.cli", "run", "--cpu", "unicorn", "--kernel", str(kernel)]
-    command += ["--disk", str(disk), "--timeout", "30"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    command += ["--disk", str(disk), "--timeout", "200"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250, check=False)
     assert done.stdout.splitlines() == [*LINES[name], "END"], done
     assert done.returncode == 1
     assert was_written(disk) is (name == "processes")

@@ -237,7 +237,7 @@ def test_stop_while_a_masked_interrupt_waits(machine: Machine) -> None:
 def test_close_ends_run(machine: Machine) -> None:
     machine.start(HALT)
     with machine.running() as running:
-        time.sleep(0.01)
+        eventually(machine.cpu._running.locked)
         machine.cpu.close()
         running.join()
         with pytest.raises(SessionClosed):
@@ -257,7 +257,7 @@ def test_the_end_of_the_vm_ends_run(machine: Machine) -> None:
 def test_only_one_thread_runs_it(machine: Machine) -> None:
     machine.start(SPIN)
     with machine.running():
-        time.sleep(0.01)
+        eventually(machine.cpu._running.locked)
         with pytest.raises(Busy):
             machine.cpu.run()
 

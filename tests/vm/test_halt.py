@@ -446,6 +446,17 @@ def test_listeners_are_notified_of_what_is_given_back(pc: Pc) -> None:
     assert [type(event).__name__ for event in ear.heard()] == ["InterruptPending"]
 
 
+def test_listeners_are_notified_of_what_is_left_behind_what_was_given_back(pc: Pc) -> None:
+    pc.msi(0, 0x31)
+    hlt = Hlt(pc)
+    pc.msi(0, 0x41)
+    hlt.abandon()
+    ear = Ear(pc.vm, [0])
+    assert len(ear.heard()) == 1
+    assert pc.take() == 0x31
+    assert [type(event).__name__ for event in ear.heard()] == ["InterruptPending"]
+
+
 def test_what_is_given_back_comes_before_a_higher_vector_and_stays_in_service(pc: Pc) -> None:
     """The local APIC and the PIC consider it acknowledged."""
     pc.msi(0, 0x31)

@@ -60,8 +60,8 @@ def test_images_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (b"\xf4", "it is no ELF file for arm64"),
-        (X86.binary.read_bytes(), "it is no ELF file for arm64"),
+        (b"\xf4", "it is neither an ELF file for arm64"),
+        (X86.binary.read_bytes(), "it is neither an ELF file for arm64"),
         (elf(RAM, RAM)[:100], "it ends too early"),
         (elf(RAM, RAM)[:120], "a segment is not in the file"),
         (elf(RAM - 0x1000, RAM), "a part of it belongs at 0x3ffff000; memory begins at 0x40000000"),

@@ -1,4 +1,4 @@
-"""What click refuses ends with what to write instead."""
+"""Ends click's error messages with a correct command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 @contextmanager
 def advice(context: click.Context, example: str) -> Iterator[None]:
-    """Adds what to do to what click refuses: `example` is a command line that works."""
+    """Adds advice to click's errors: `example` is a command line that works."""
     wrong: click.Parameter | None = None
     try:
         yield
@@ -48,7 +48,7 @@ def _missing(missing: click.Parameter, context: click.Context) -> str:
 
 
 def _right(wrong: click.Parameter | None, example: str) -> str:
-    """The option that was wrong, with a value that it can have, where the example is without it."""
+    """The wrong option with a value that it can have, if the example lacks the option."""
     if not isinstance(wrong, click.Option) or wrong.opts[0] in example.split():
         return ""
     if wrong.is_flag:

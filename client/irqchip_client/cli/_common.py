@@ -40,7 +40,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OTHER_ARCHITECTURE = re.compile(r" is an (\w+) VM, and \w+ is for other architectures")
-# The most VMs that are compared with an unknown name, and that are shown.
+# The most VMs to compare with an unknown name, and the most to show.
 _COMPARED, _SHOWN = 1000, 8
 _PATIENCE = 1.0  # seconds to wait after Tab
 
@@ -108,7 +108,7 @@ def size_option(default: int, *sizes: int) -> Callable[[Callable[..., T]], Calla
 
 
 def pass_client(function: Callable[Concatenate[irqchip_client.Client, P], T]) -> Callable[P, T]:
-    """Gives a command a Client of the target, for as long as it runs."""
+    """Gives a command a Client of the target, which is closed when the command ends."""
 
     @wraps(function)
     def made(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -126,7 +126,7 @@ def _complete_vm(context: click.Context, _: click.Parameter, incomplete: str) ->
 
 
 def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Callable[..., T]:
-    """Gives a command an argument VM, and the SDK's handle on it."""
+    """Gives a command an argument VM, and the SDK's Vm for it."""
 
     @click.argument(VM, metavar="VM", shell_complete=_complete_vm)
     @wraps(function)
@@ -145,7 +145,7 @@ def pass_vm(function: Callable[Concatenate[irqchip_client.Vm, ...], T]) -> Calla
     return made
 
 
-# What to use in place of a command that a VM's architecture has not.
+# The alternative to a command that a VM's architecture lacks.
 _INSTEAD = {
     ("arm64", "msr-read"): "use `irqchipctl sysreg-read`",
     ("arm64", "msr-write"): "use `irqchipctl sysreg-write`",
@@ -157,7 +157,7 @@ _INSTEAD = {
 
 
 def _with_command(error: irqchip_client.IrqchipError) -> irqchip_client.IrqchipError:
-    """Adds what to do to the error about an operation of another architecture."""
+    """Adds advice to the error about an operation of another architecture."""
     found = _OTHER_ARCHITECTURE.search(error.message)
     instead = None if found is None else _INSTEAD.get((found[1], str(click.get_current_context().info_name)))
     if instead is None:
@@ -166,7 +166,7 @@ def _with_command(error: irqchip_client.IrqchipError) -> irqchip_client.IrqchipE
 
 
 def with_others(client: irqchip_client.Client, name: str, error: irqchip_client.NotFound) -> Exception:
-    """Adds the VMs that there are to the error about an unknown VM."""
+    """Adds the names of the existing VMs to the error about an unknown VM."""
     if not error.message.startswith("there is no VM"):
         return error
     try:
@@ -181,7 +181,7 @@ def with_others(client: irqchip_client.Client, name: str, error: irqchip_client.
 def vms_there_are(name: str, names: Sequence[str]) -> str:
     """A suggestion for an unknown VM's name."""
     if not names:
-        return "there are none: `irqchipctl create` makes one"
+        return "there are no VMs: `irqchipctl create` makes one"
     from difflib import get_close_matches
 
     compared = {one.lower(): one for one in names[:_COMPARED]}
@@ -192,7 +192,7 @@ def vms_there_are(name: str, names: Sequence[str]) -> str:
 
 
 def connect() -> irqchip_client.Client:
-    """A Client of the target, for as long as the command runs; in a shell, the shell's."""
+    """A Client of the target, which is closed when the command ends; in a shell, the shell's."""
     context = click.get_current_context()
     shared: irqchip_client.Client | None = context.find_root().meta.get(SHARED_CLIENT)
     if shared is not None and context.obj in (None, shared.target):
@@ -201,6 +201,6 @@ def connect() -> irqchip_client.Client:
 
 
 def is_named() -> bool:
-    """Whether the user has named a daemon, or the command is in a shell, which has one."""
+    """Whether the user has named a daemon, or the command runs in a shell, which has a daemon."""
     context = click.get_current_context()
     return context.obj is not None or SHARED_CLIENT in context.find_root().meta

@@ -24,14 +24,14 @@ from ._advice import advice, refuse_extra
 
 _NEGATIVE = re.compile(r"-\d.*")
 VM = "vm_name"  # The parameter that is a command's VM.
-# Where a shell keeps its Client, for the commands in it.
+# The key of a shell's Client, for the commands in the shell.
 SHARED_CLIENT = "irqchip_client.cli.client"
 
 
 class Command(click.Command):
     """A command of irqchipctl.
 
-    example  arguments that work, without the VM: for --help, and for who got them wrong
+    example  arguments that work, without the VM: for --help, and for errors
     """
 
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:

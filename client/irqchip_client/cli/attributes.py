@@ -32,7 +32,7 @@ def _arguments(function: Callable[..., T]) -> Callable[..., T]:
 @pass_vm
 @_arguments
 @_vcpu_option
-@click.option("--before", type=LONG, default=0, metavar="N", help="What the buffer holds before the call.")
+@click.option("--before", type=LONG, default=0, metavar="N", help="The buffer's value before the call.")
 @click.option("--bytes", "size", type=number(1, _MOST_BYTES), metavar="N", help="Read N bytes, and print them as hex.")
 @json_option
 def attr_get(
@@ -113,10 +113,10 @@ def attr_has(vm: irqchip_client.Vm, whose: str, group: str, attr: str, vcpu: int
 
 
 class _Attribute:
-    """An attribute that a command line names."""
+    """An attribute, as a command line names it."""
 
     def __init__(self, vm: irqchip_client.Vm, whose: str, group: str, attr: str, vcpu: int | None) -> None:
-        # Not above: loads gRPC, for which --help does not wait.
+        # Not above: this import loads gRPC, for which --help does not wait.
         from irqchip_client import arm64
 
         from . import gic_names
@@ -151,7 +151,7 @@ def _target(vm: irqchip_client.Vm, info: irqchip_client.VmInfo, target: str) -> 
         found = [number for number, kind in enumerate(info.devices) if kind in by_name[key]]
         if not found:
             raise click.ClickException(
-                f"VM {vm.name!r} has no device that is a {key.upper()}; one that CreateIrqchip made has no attributes:"
+                f"VM {vm.name!r} has no device that is a {key.upper()}; a chip of CreateIrqchip has no attributes:"
                 f" `irqchipctl create --arch {'arm64' if key == 'gic' else 's390'}` makes a VM that has one"
             )
         return vm.device(found[0])

@@ -18,8 +18,8 @@ from .output import echo_json, json_option
 def advance(vm: irqchip_client.Vm, duration: int, as_json: bool) -> None:
     """Move a virtual clock.
 
-    DURATION is 1.5s, 10ms, 500us or 20ns, for example. A number without a unit is nanoseconds. Timers that come due
-    expire in order. Prints the VM's time, and the time at which the next timer is due.
+    DURATION is 1.5s, 10ms, 500us or 20ns, for example. A number without a unit is nanoseconds. Timers expire in the
+    order of their times. Prints the VM's time, and the time at which the next timer is due.
     """
     try:
         moved = vm.advance(duration)

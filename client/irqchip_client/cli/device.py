@@ -100,9 +100,9 @@ def device(
     my_device.py:Timer. NAME=VALUE is an argument of its constructor, for example path=disk.img, read_only=true or
     base=0x620.
 
-    For a DebugExit, the exit status is (value << 1) | 1, where value is what the guest wrote; for a PowerManagement, 0
-    when the guest turns the machine off. For an I8042 and a PowerManagement, the command resets the VM when the guest
-    resets the machine.
+    For a DebugExit, the exit status is (value << 1) | 1, where value is the value that the guest wrote; for a
+    PowerManagement, 0 when the guest turns the machine off. For an I8042 and a PowerManagement, the command resets the
+    VM when the guest resets the machine.
     """
     from irqchip_client import devices
     from irqchip_client.devices.failures import describe_failure
@@ -130,7 +130,7 @@ def device(
         except Exception as error:
             if (failure := describe_failure(error)) is not None:
                 raise click.ClickException(failure) from error
-            if state_file is not None and made.host is not never_run:  # the daemon has gone
+            if state_file is not None and made.host is not never_run:  # the daemon has ended
                 _save(made, state_file)
             raise
         if state_file is not None and made.host is not never_run:
@@ -150,14 +150,14 @@ class _Machine:
         self.status: int | None = None
 
     def end(self, status: int) -> None:
-        """The guest has ended."""
+        """Ends the run: the guest has ended."""
         if self.status is None:
             self.status = status
             log.info("the guest has ended with status %d", status)
             leave()
 
     def reset(self) -> None:
-        """The guest resets the VM."""
+        """Resets the VM for the guest."""
         try:
             with irqchip_client.connect(self._target) as client:
                 client.vm(self._vm).reset(irqchip_client.ResetReason.GUEST)
@@ -204,7 +204,7 @@ def _given(cls: type[Device], machine: _Machine) -> dict[str, Any]:
 
 @contextmanager
 def _other_end(ours: dict[str, Any], values: dict[str, Any], path: str | None) -> Iterator[None]:
-    """Connects a model's other end to a socket or to this terminal, except where the user gives it."""
+    """Connects a model's other end to a socket or to this terminal, unless the user has given one."""
     from irqchip_client.devices.listen import listen
     from irqchip_client.devices.terminal import terminal_input
 
@@ -229,7 +229,7 @@ def _other_end(ours: dict[str, Any], values: dict[str, Any], path: str | None) -
 
 
 def _nowhere(data: bytes) -> None:
-    """The output where stdout is closed."""
+    """The output if stdout is closed."""
 
 
 def _create(path: str, size: int) -> None:

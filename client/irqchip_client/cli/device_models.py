@@ -26,7 +26,7 @@ _MISSING = inspect.Parameter.empty
 
 
 def find_model(model: str) -> type[Device]:
-    """The class that MODEL names. BadParameter lists the classes that there are."""
+    """The class that MODEL names. BadParameter lists the known classes."""
     where, _, name = model.rpartition(":")
     if model.endswith(".py"):
         raise _refused(f"{model} names no class. {_classes_of(model, _load(model))}")
@@ -35,7 +35,7 @@ def find_model(model: str) -> type[Device]:
     found = _load(where)
     if name not in found:
         near = _nearest(name, _devices_in(found))
-        raise _refused(f"there is no {name} in {where}. {_classes_of(where, found)}{near}")
+        raise _refused(f"{where} has no {name}. {_classes_of(where, found)}{near}")
     cls = found[name]
     if not _is_device(cls):
         raise _refused(f"{model} is no class of irqchip_client.devices.Device. {_classes_of(where, found)}")
@@ -60,7 +60,7 @@ def _choices() -> str:
 
 
 def _load(where: str) -> dict[str, Any]:
-    """The names in a file or module."""
+    """The names that a file or module defines."""
     try:
         if where.endswith(".py"):
             sys.path.insert(0, os.path.dirname(os.path.abspath(where)))
@@ -84,7 +84,7 @@ def _broken(where: str, error: Exception) -> click.ClickException:
 
 
 def own_traceback(error: BaseException) -> str:
-    """A traceback without the frames of this command, and of Python's loading."""
+    """A traceback without the frames of this command and of Python's import."""
     frames = traceback.extract_tb(error.__traceback__)
     callers = [
         at
@@ -102,7 +102,7 @@ def _is_device(thing: object) -> bool:
 
 
 def _devices_in(found: dict[str, Any]) -> list[str]:
-    """The names of the classes that are defined there, and not only imported."""
+    """The names of the classes that a file or module itself defines."""
     home = found.get("__name__")
     return [name for name, thing in found.items() if _is_device(thing) and thing.__module__ == home]
 
@@ -128,11 +128,11 @@ def _refused(why: str) -> click.BadParameter:
 
 
 def read_parameters(cls: type[Device], given: Sequence[str], ours: Iterable[str]) -> dict[str, Any]:
-    """The constructor's arguments from NAME=VALUEs, each read as its annotation says.
+    """The constructor's arguments from NAME=VALUEs, each read by its annotation.
 
-    BadParameter names the one that is wrong.
+    BadParameter names the wrong argument.
 
-    ours  arguments that the command gives itself, and which may be left out
+    ours  arguments that the command gives itself; the user may leave them out
     """
     takes = inspect.signature(cls).parameters
     hints = _hints_of(cls)
@@ -215,7 +215,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def _read(name: str, text: str, hint: Any, default: Any) -> Any:
     kinds = _kinds(hint)
-    if hint is None:  # no annotation: as the default's type, else as the text looks
+    if hint is None:  # without an annotation: as the default's type, or by the text's form
         kinds = (type(default),) if isinstance(default, _READABLE) else _READABLE
     if type(None) in kinds and text.lower() == "none":
         return None
@@ -251,7 +251,7 @@ def _list(cls: type[Device], allowed: dict[str, inspect.Parameter], ours: Iterab
         for name, parameter in allowed.items()
         if name not in ours
     ]
-    return f"What it takes: {' '.join(shown)}" if shown else f"{cls.__name__} takes nothing"
+    return f"Its arguments: {' '.join(shown)}" if shown else f"{cls.__name__} takes nothing"
 
 
 def _show(default: Any) -> str:

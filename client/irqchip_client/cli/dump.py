@@ -37,7 +37,7 @@ _PIT_OUT = 1 << 7  # of a status
 
 
 def dump_pic(name: str, pic: PicState) -> str:
-    """One line, and a second one where the chip is in a mode that the first has no word for."""
+    """One line, and a second one for modes that QEMU's line does not show."""
     line = (
         f"{name}: irr={pic.irr:02x} imr={pic.imr:02x} isr={pic.isr:02x} hprio={pic.priority_add}"
         f" irq_base={pic.irq_base:02x} rr_sel={pic.read_reg_select} elcr={pic.elcr:02x}"
@@ -55,7 +55,7 @@ def dump_pic(name: str, pic: PicState) -> str:
 
 
 def dump_ioapic(ioapic: IoapicState) -> str:
-    """A line a pin, and the pins that wait."""
+    """A line for each pin, and the pins that wait."""
     remote_irr = [pin for pin, entry in enumerate(ioapic.entries) if entry.remote_irr]
     irr = [pin for pin in range(len(ioapic.entries)) if ioapic.irr >> pin & 1]
     lines = [f"ioapic0: ver={IOAPIC_VERSION:#x} id={ioapic.id:#04x} sel={ioapic.ioregsel:#04x}"]
@@ -76,9 +76,9 @@ def _redirection(pin: int, entry: RedirectionEntry) -> str:
 
 
 def dump_pit(pit: PitState, timer: pb.PitSnapshot | None = None, now_ns: int = 0) -> str:
-    """A line for the chip and one a channel, with a second one where something is latched or awaited.
+    """A line for the chip, and one for each channel; a second one if a channel has latched a value or awaits one.
 
-    OUT is known where a read-back has latched it. `timer` is channel 0's, as a VM's snapshot has it.
+    A read-back latches OUT; otherwise OUT is unknown. `timer` is channel 0's part of a VM's snapshot.
     """
     words = [f"pit0: flags={pit.flags:02x}"]
     words += ["channel 0 stopped for an HPET"] if pit.flags & _PIT_HPET else []
@@ -116,9 +116,9 @@ def _pit_channel(number: int, channel: PitChannel) -> list[str]:
 
 
 def dump_lapic(cpu: int, lapic: LapicState, vcpu: pb.VcpuSnapshot | None = None, now_ns: int = 0) -> str:
-    """As `info lapic`: the LVT, the timer, and what is requested and in service.
+    """As `info lapic`: the LVT, the timer, and the vectors that are requested and in service.
 
-    With a VM's snapshot of the vCPU: its run state and the APIC's mode, and when the timer runs out.
+    A VM's snapshot of the vCPU adds its run state, the APIC's mode and the timer's end.
     """
     x2apic = vcpu is not None and bool(vcpu.apic_base & _X2APIC)
     return "\n".join(
@@ -179,7 +179,7 @@ def _icr_destination(lapic: LapicState, x2apic: bool) -> str:
 
 
 def _logical_id(lapic: LapicState, x2apic: bool) -> str:
-    """Also the ID of the cluster model, which x2APIC's always is; that of the flat one is the LDR itself."""
+    """The LDR, with the ID in the cluster model, which x2APIC always uses; the flat model's ID is the LDR itself."""
     if x2apic:
         return f"0x{lapic.ldr:08x} (cluster {lapic.ldr >> 16}: id {lapic.ldr & 0xFFFF})"
     ldr = lapic.ldr >> 24
@@ -190,7 +190,7 @@ _RUN_STATES = {1: "runnable", 2: "uninitialized", 3: "wait for SIPI", 4: "halted
 
 
 def _run_state(vcpu: pb.VcpuSnapshot) -> str:
-    """The MP state, and what waits to be taken beside what is requested."""
+    """The MP state, and everything that waits beside the requested vectors."""
     state = _RUN_STATES.get(vcpu.mp_state, "-")
     waiting = [
         (vcpu.init, "INIT"),
@@ -210,7 +210,7 @@ def _apic_base(base: int) -> str:
 
 
 def _timer(lapic: LapicState, vcpu: pb.VcpuSnapshot, now_ns: int) -> str:
-    """A second line for the timer, where it runs or has expired unheard."""
+    """A second line for a timer that runs, or has expired while it was masked."""
     if vcpu.timer_pending:
         return "\n         expired while it was masked"
     if not vcpu.HasField("timer_expires_ns"):
@@ -230,7 +230,7 @@ def _left(at_ns: int, now_ns: int) -> str:
 
 def _vectors(name: str, vectors: Iterable[int], level: Iterable[int]) -> str:
     level = set(level)
-    # Held together by a character that no line is broken at.
+    # A character that no line breaks at holds the words together.
     words = [f"{vector}\xa0(level)" if vector in level else str(vector) for vector in vectors]
     margin = " " * 9
     text = textwrap.fill(" ".join(words) or "(none)", WIDTH, initial_indent=f"{name:9}", subsequent_indent=margin)

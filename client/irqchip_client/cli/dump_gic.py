@@ -39,7 +39,7 @@ def _private(name: str, part: PrivateInterrupts) -> Iterator[str]:
 
 
 def _rows(interrupts: Iterable[GicInterrupt]) -> Iterator[str]:
-    """A line for an interrupt, or for several in a row that differ in nothing else."""
+    """A line for an interrupt, or for several in a row that differ only in their number."""
     for (kind, words), group in groupby(interrupts, lambda one: (_kind(one.intid), _words(one))):
         intids = [one.intid for one in group]
         names = _range([intid - FIRST_SPI for intid in intids]) if kind == "SPI" else ""
@@ -73,7 +73,7 @@ def _target(one: GicInterrupt) -> str:
     if one.intid < FIRST_SPI:
         return ""
     register = f"affinity {one.affinity}" if one.targets is None else f"targets 0x{one.targets:02x}"
-    return f" {register} ({'nobody' if one.vcpu is None else f'vCPU {one.vcpu}'})"
+    return f" {register} ({'no vCPU' if one.vcpu is None else f'vCPU {one.vcpu}'})"
 
 
 def _interface(name: str, cpu: CpuInterface) -> Iterator[str]:

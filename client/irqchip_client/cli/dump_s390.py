@@ -15,7 +15,7 @@ MOST = 64  # lines of floating interrupts
 _PSW = ((57, "I/O"), (56, "external"), (50, "machine check"), (49, "wait"))
 _CR0 = ((14, "emergency"), (13, "external call"), (11, "clock comparator"), (10, "CPU timer"), (9, "service"))
 _SERVICE, _SERVICE_EVENT, _CHECK = 1 << 15, 1 << 16, 1 << 24
-# The bits of a vCPU's pending interrupts that have contents of their own, or none: KVM's IRQ_PEND_*.
+# KVM's IRQ_PEND_*: those pending interrupts of a vCPU that have no contents.
 _BARE = ((1, S390IrqType.RESTART), (18, S390IrqType.CPU_TIMER), (19, S390IrqType.CLOCK_COMPARATOR))
 
 
@@ -90,7 +90,7 @@ def _named(value: int, bits: Iterable[tuple[int, str]]) -> str:
 
 
 def plain_s390(state: pb.S390Snapshot) -> dict[str, Any]:
-    """The same as JSON."""
+    """The same data as JSON."""
     flic = state.flic
     return {
         "flic": {

@@ -1,4 +1,4 @@
-"""Files that are written whole, or not at all."""
+"""Files that are written completely, or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 import tempfile
 from contextlib import suppress
 
-_MOST_LINKS = 40  # As the kernel follows.
+_MOST_LINKS = 40  # The kernel's limit.
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -31,7 +31,7 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def _place(path: str) -> str | None:
-    """The path of the file to replace, behind symbolic links; None where it can only be written to."""
+    """The path of the file to replace, behind symbolic links; None for a path that can only be written to."""
     for _ in range(_MOST_LINKS):
         folder = os.path.dirname(path) or "."
         if os.path.realpath(folder).startswith("/proc/"):  # A descriptor of a process, as /dev/stdout links to.
@@ -69,7 +69,7 @@ def _replace(path: str, data: bytes) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    with suppress(OSError):  # Makes the new name last; where that is not possible, nothing is lost.
+    with suppress(OSError):  # Makes the new name last; if that is not possible, nothing is lost.
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)

@@ -1,4 +1,4 @@
-"""Trace events in the format of the kernel's ftrace: what /sys/kernel/tracing/trace of a KVM host shows."""
+"""Trace events in the format of the kernel's ftrace: the text of /sys/kernel/tracing/trace on a KVM host."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ _NO_SYMBOLS = {"kvm_ack_irq": lambda f: f"irqchip {f['chip']} pin {f['pin']}"}  
 
 
 def full_name(tracepoint: str) -> str:
-    """A tracepoint's name, which may be given without "kvm_"."""
+    """A tracepoint's full name, also for a name without "kvm_"."""
     return tracepoint if tracepoint.startswith(("kvm_", "vgic_")) else f"kvm_{tracepoint}"
 
 
@@ -147,11 +147,11 @@ class Ftrace:
         self._formats = _FORMATS if x86 else _FORMATS | _NO_SYMBOLS
 
     def header(self, cpus: int) -> str:
-        """What the file `trace` begins with."""
+        """The first lines of the file `trace`."""
         return _HEADER.format(cpus=cpus)
 
     def body(self, event: irqchip_client.TraceEvent) -> str:
-        """What follows the tracepoint's name."""
+        """The text behind the tracepoint's name."""
         # A daemon of another version may have other tracepoints, or other fields in them.
         if event.tracepoint in self._formats:
             with suppress(KeyError, IndexError):
@@ -159,7 +159,7 @@ class Ftrace:
         return " ".join(f"{name}={value}" for name, value in event.fields.items())
 
     def line(self, event: irqchip_client.TraceEvent | irqchip_client.EventsDropped) -> str:
-        """A line of the file `trace`. The task and the CPU are the vCPU, or the daemon on CPU 0 without one.
+        """A line of the file `trace`. Its task and CPU are the vCPU's; without a vCPU, the daemon's, on CPU 0.
 
         Kernel: kernel/trace/trace_output.c trace_print_context. The process ids are of this trace alone.
         """

@@ -1,4 +1,4 @@
-"""Names of arm64's attributes and registers, as a command line has them."""
+"""Names of arm64's attributes and registers on a command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Register(NamedTuple):
     step: int = 4
 
 
-# Arm IHI 0048B, 4.1.2; Arm IHI 0069, 12.8. What only writes, or what KVM has not, is left out.
+# Arm IHI 0048B, 4.1.2; Arm IHI 0069, 12.8. Without write-only registers, and without those that KVM lacks.
 GICD: Final = {
     "CTLR": Register(0),
     "TYPER": Register(4),
@@ -134,7 +134,7 @@ def sysreg_number(text: str, hint: str = "SYSREG") -> int:
 
 
 def _one_of(text: str, names: Mapping[str, int], hint: str, shown: str) -> int:
-    """The number of a name, or a number as it stands."""
+    """The number of a name, or a number itself."""
     from difflib import get_close_matches
 
     known = {name.lower().replace("_", "-"): name for name in names}

@@ -1,4 +1,4 @@
-"""An arm64 VM's GIC and timers as `regs` shows them, from a snapshot: everything belongs to one moment."""
+"""An arm64 VM's GIC and timers for `regs`, from a snapshot, so that all values belong to one moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GicInterrupt:
     group: int
     priority: int
     trigger: str  # "edge" or "level"
-    vcpu: int | None  # The vCPU that gets it next; None: nobody.
+    vcpu: int | None  # The vCPU that gets it next; None: no vCPU.
     targets: int | None = None  # GICv2's SPIs: GICD_ITARGETSR.
     affinity: str | None = None  # GICv3's SPIs: GICD_IROUTER.
     sources: tuple[int, ...] = ()  # GICv2's SGIs: the vCPUs from which it is pending.
@@ -52,7 +52,7 @@ class Distributor:
 
 @dataclass(frozen=True, slots=True)
 class PrivateInterrupts:
-    """A vCPU's SGIs and PPIs: a GICv3's redistributor, or what a GICv2's distributor banks."""
+    """A vCPU's SGIs and PPIs: a GICv3's redistributor, or a GICv2's banked registers."""
 
     vcpu: int
     address: int | None

@@ -38,16 +38,16 @@ _CHIPS = {
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to count, where the daemon does not count yet.",
+    help="How long to count, if the daemon does not count yet.",
 )
 @click.option("--latency", is_flag=True, help="Print the median and the 99th percentile of the times, too.")
 @json_option
 def interrupts(vm: irqchip_client.Vm, seconds: float, latency: bool, as_json: bool) -> None:
     """Print how often each vCPU took each interrupt, as /proc/interrupts does.
 
-    A line has the GSI, or V and the vector where there is no GSI; a column for each vCPU; the chip; the vector or INTID
-    with the trigger mode; and the clients that drive the GSI. The daemon counts from the first question on, until
-    nobody has asked for a minute.
+    A line has the GSI, or V and the vector if there is no GSI; a column for each vCPU; the chip; the vector or INTID
+    with the trigger mode; and the clients that drive the GSI. The daemon begins to count at the first request. It stops
+    a minute after the last request.
 
     --latency adds the time from the rise of the line to the acknowledgement, and from there to the end of interrupt,
     each as its median/99th percentile, rounded up to a power of two nanoseconds.

@@ -30,7 +30,7 @@ class _LineType(click.ParamType):  # type: ignore[type-arg]  # No generic in cli
         if not isinstance(value, str) or ":" not in value:
             return GSI.convert(value, param, ctx)
         kind, *numbers = value.lower().split(":")
-        # Not above: loads gRPC, for which --help does not wait.
+        # Not above: this import loads gRPC, for which --help does not wait.
         from irqchip_client.arm64 import irq, ppi, spi
 
         parts = _numbers(numbers)
@@ -84,7 +84,7 @@ def _numbers(texts: Iterable[str]) -> list[int]:
 
 
 def check_line(info: irqchip_client.VmInfo, line: int) -> bool:
-    """Returns whether a VM is an arm64 VM. Refuses a line that only an arm64 VM has, if it is not."""
+    """Returns whether a VM is an arm64 VM. Refuses a line that only an arm64 VM has for any other VM."""
     is_arm64 = info.architecture is irqchip_client.Architecture.ARM64
     if (isinstance(line, NamedLine) or line >= _FIRST_NUMBER) and not is_arm64:
         raise click.ClickException(
@@ -95,7 +95,7 @@ def check_line(info: irqchip_client.VmInfo, line: int) -> bool:
 
 
 def asserted(info: irqchip_client.VmInfo, lines: Iterable[int]) -> str:
-    """What a line source holds high, with the words of the VM's architecture."""
+    """The lines that a line source holds high, in the words of the VM's architecture."""
     if info.architecture is irqchip_client.Architecture.ARM64:
         from irqchip_client.arm64 import line_name
 

@@ -32,10 +32,10 @@ End = Callable[[int], None]  # ends the run, with an exit status
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a user wants to run, a kernel or firmware, and on what machine.
+    """The user's choices: a kernel or firmware, and its machine.
 
-    without  devices of LOCAL that the machine does not have
-    added    devices of OPTIONAL that it has
+    without  the devices of LOCAL that the machine lacks
+    added    the devices of OPTIONAL that it has
     files    fw_cfg's files, by name
     """
 
@@ -54,10 +54,10 @@ class Wanted:
 class Machine(Protocol):
     """A guest's machine.
 
-    ram    where its RAM begins
-    cpu    what executes it
-    notice what is printed before the guest runs
-    about  a likely reason why the guest can't go on, which follows the error's text
+    ram    the first address of its RAM
+    cpu    what executes its vCPUs
+    notice a text that is printed before the guest runs
+    about  a likely reason why the guest can't go on, to follow the error's text
     """
 
     @property
@@ -73,10 +73,10 @@ class Machine(Protocol):
         """Puts the kernel or firmware into memory. Returns how the first vCPU starts; None: as after RESET."""
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:
-        """Makes the tables that describe the VM and its devices. All devices are there by then."""
+        """Makes the tables that describe the VM and its devices. All devices have started by then."""
 
     def create(self, client: irqchip_client.Client, name: str) -> AbstractContextManager[irqchip_client.Vm]:
-        """Creates the VM, which is deleted in the end."""
+        """Creates the VM, and deletes it at the end."""
 
     def devices(self, end: End, memory: GuestMemory) -> AbstractContextManager[list[Device]]:
         """The devices of this process. InvalidArgument for a file that fw_cfg can't have."""
@@ -86,13 +86,13 @@ class Machine(Protocol):
     ) -> AbstractContextManager[Vcpus[Any]]:
         """Adapters for the vCPUs from 0 on, which count the guest's exits if `exits` is given.
 
-        ImportError without the library Unicorn; InvalidArgument for more than one vCPU with it; OSError where /dev/kvm
+        ImportError without the library Unicorn; InvalidArgument for more than one vCPU with it; OSError if /dev/kvm
         can't be used.
         """
 
 
 def choose_machine(wanted: Wanted) -> Machine:
-    """The machine for a kernel, or for firmware. InvalidArgument for what it can't have."""
+    """The machine for a kernel, or for firmware. InvalidArgument for an option that it can't have."""
     from irqchip_client.vmm.arm64 import is_arm64
 
     if wanted.firmware is not None:
@@ -234,11 +234,11 @@ class _PcWithFirmware(_Pc):
         from irqchip_client.vmm.firmware import load_firmware
 
         if append or initrd is not None:
-            raise _refused("firmware is given no kernel: leave --append and --initrd out")
+            raise _refused("firmware has no kernel's options: leave --append and --initrd out")
         load_firmware(memory, self._image)
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002
-        """Gives ACPI's tables to fw_cfg, where firmware finds them. Firmware makes the other tables itself."""
+        """Gives ACPI's tables to firmware, through fw_cfg. Firmware makes the other tables itself."""
         from irqchip_client.devices import FwCfg
         from irqchip_client.vmm.pc.table_loader import table_files
 
@@ -249,7 +249,7 @@ class _PcWithFirmware(_Pc):
 
 
 def _board(vm: irqchip_client.Vm, local: LocalHost) -> Board:
-    """What tables say of the machine, now that all its devices are there."""
+    """The machine that tables describe, now that all its devices have started."""
     from irqchip_client.vmm.pc.board import read_board
 
     return read_board(vm, (region for device in local.devices for region in device.regions))
@@ -284,7 +284,7 @@ class _Arm64Machine:
         return self._load()
 
     def describe(self, memory: GuestMemory, vm: irqchip_client.Vm, local: LocalHost) -> None:  # noqa: ARG002 - a PC's
-        """Loads everything again if there are virtio devices, for a device tree that has them."""
+        """Loads everything again if there are virtio devices, so that the device tree has them."""
         from irqchip_client.vmm.arm64 import virtio_places
 
         if places := virtio_places(vm):
@@ -320,11 +320,11 @@ class _Arm64Machine:
 
 @contextmanager
 def _terminal(end: End) -> Iterator[tuple[int | None, Any]]:
-    """Where a serial port's characters come from, and where they go."""
+    """The source and the destination of a serial port's characters."""
     from irqchip_client.devices.terminal import terminal_input
 
     def nowhere(data: bytes) -> None:
-        """The output where stdout is closed."""
+        """The output if stdout is closed."""
 
     with terminal_input(lambda: end(0)) as typed:
         yield typed, nowhere if sys.stdout is None else sys.stdout.fileno()

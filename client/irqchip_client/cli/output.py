@@ -43,7 +43,7 @@ def echo_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, err:
         for row in rows:
             click.echo("\t".join(map(str, row)), err=err)
         return
-    # Not needed in a pipe, and slow to load.
+    # Pipes do not need this import, which is slow.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -56,13 +56,13 @@ def record(vm: irqchip_client.Vm, vcd: str | None, perfetto: str | None, seconds
 
 
 def _paths(vcd: str | None, perfetto: str | None) -> list[str]:
-    """The files to write, which are opened first: a recording is not to be in vain."""
+    """The files to write. They are opened first, so that a recording is not in vain."""
     beside = [os.path.splitext(vcd)[0] + suffix for suffix in (".gtkw", ".sucl")] if vcd else []
     return [path for path in (vcd, *beside, perfetto) if path]
 
 
 def _record(vm: irqchip_client.Vm, recording: Recording, seconds: float | None) -> irqchip_client.IrqchipError | None:
-    """Record until something ends it; the error, if that is not the VM's deletion or the user."""
+    """Record until the end. Returns the error that ended it, unless that is the VM's deletion or the user."""
     try:
         with _interruptible(), suppress(KeyboardInterrupt), vm.watch(probes=True) as events:
             timer = threading.Timer(seconds or 0, events.close)

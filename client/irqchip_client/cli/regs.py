@@ -39,14 +39,14 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
 
     An arm64 VM has the distributor with the SPIs (gicd), the SGIs and PPIs of each vCPU (gicr0 and so on; gicd0 with a
     GICv2), CPU interfaces (gicc0) and generic timers (timer0), all of one moment. Interrupts in a row that differ in
-    nothing share a line. With --raw: the attributes of which a VMM makes its snapshots.
+    nothing share a line. With --raw: the attributes that a VMM saves.
     """
     info = vm.info()
     if info.architecture is irqchip_client.Architecture.S390:
         _s390(vm, chip, raw, as_json)
         return
     if info.architecture is irqchip_client.Architecture.ARM64:
-        # Not above: loads gRPC, for which --help does not wait.
+        # Not above: this import loads gRPC, for which --help does not wait.
         from . import regs_arm64
 
         regs_arm64.show(vm, info, chip, raw, as_json)
@@ -69,7 +69,7 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
         return
     from irqchip.v1 import irqchip_pb2 as pb
 
-    # A local APIC's mode comes from here, and not from an RDMSR: that is an entry into the guest, which changes state.
+    # A snapshot has a local APIC's mode. An RDMSR would be an entry into the guest, which changes state.
     rest = pb.VmSnapshot.FromString(vm.snapshot().to_bytes())
     vcpus = {vcpu.vcpu: vcpu for vcpu in rest.vcpus}
     if as_json:
@@ -88,13 +88,13 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
 
 
 def _s390(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool) -> None:
-    """An s390 VM: everything is in its snapshot."""
+    """Shows an s390 VM, from its snapshot."""
     from irqchip.v1 import irqchip_pb2 as pb
 
     from .dump_s390 import dump_s390, plain_s390
 
     if chip or raw:
-        raise click.ClickException("an s390 VM has none of these chips, and no structs of theirs: leave the option out")
+        raise click.ClickException("an s390 VM has none of these chips: leave the option out")
     state = pb.VmSnapshot.FromString(vm.snapshot().to_bytes()).s390
     if as_json:
         echo_json(plain_s390(state))
@@ -103,7 +103,7 @@ def _s390(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool
 
 
 def _with_the_rest(name: str, state: Any, vcpus: Mapping[int, pb.VcpuSnapshot], pit: pb.PitSnapshot) -> Any:
-    """A chip's state, with the vCPU's or the PIT timer's part of a snapshot."""
+    """A chip's state, with its vCPU's or the PIT timer's part of a snapshot."""
     shown = plain(state)
     if isinstance(state, irqchip_client.LapicState) and (vcpu := vcpus.get(int(name.removeprefix("lapic")))):
         shown["mp_state"] = irqchip_client.MpState.from_proto(vcpu.mp_state).name.lower()
@@ -125,7 +125,7 @@ _STRUCTS = {
 
 
 def _chips(info: irqchip_client.VmInfo) -> list[str]:
-    """The kinds of chips that a VM has. Without an irqchip the daemon's error says so."""
+    """The kinds of chips that a VM has. Without an irqchip, the daemon's error follows."""
     chips = ["lapic"] if info.irqchip_mode == "split" else ["pic", "ioapic", "lapic"]
     return [*chips, "pit"] if info.pit else chips
 

@@ -18,7 +18,7 @@ from .output import echo_json, plain
 _DEVICES = (irqchip_client.DeviceType.ARM_VGIC_V2, irqchip_client.DeviceType.ARM_VGIC_V3)
 _WORDS_PER_LINE = 4
 _MOST_READS = 1536  # in one batch, whose packet has at most 64 KiB; a VM of a few vCPUs needs fewer
-# Registers of the GIC with bits for each interrupt: how many interrupts a register has.
+# Registers of the GIC with bits for each interrupt: the number of interrupts in a register.
 _PER_INTERRUPT = {"IGROUPR": 32, "ISENABLER": 32, "ISPENDR": 32, "ISACTIVER": 32, "IPRIORITYR": 4, "ICFGR": 16}
 _INTERFACE = ("PMR", "BPR0", "BPR1", "AP0R0", "AP1R0", "CTLR", "SRE", "IGRPEN0", "IGRPEN1")
 
@@ -81,7 +81,7 @@ def _show_raw(vm: irqchip_client.Vm, info: irqchip_client.VmInfo, chips: tuple[s
 
 
 def _attributes(info: irqchip_client.VmInfo, gic: irqchip_client.GicInfo) -> Iterator[tuple[str, str, int, int]]:
-    """The chip, the register's name, the group and the attribute of all that is read."""
+    """The chip, the register's name, the group and the attribute of each register."""
     is_v2 = gic.version == 2
     first = info.vcpus[0] if info.vcpus else 0
     shared = arm64.attr_of(gic.version, first, 0)

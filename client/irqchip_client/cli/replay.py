@@ -19,7 +19,7 @@ from ._common import command, number
 from .output import echo_table
 
 SHOWN = 20  # mismatches
-TOLD_EVERY = 5.0  # seconds, where there is no terminal for a bar
+PROGRESS_EVERY = 5.0  # seconds, if no terminal shows a bar
 
 Run = Callable[[Sequence[Trace], Done], None]
 
@@ -50,11 +50,11 @@ class Report:
         self.start()
 
     def start(self) -> None:
-        """The first trace is about to begin."""
+        """Call this before the first trace."""
         self._begun = self._last = time.perf_counter()
 
     def add(self, trace: Trace, mismatches: list[Mismatch]) -> None:
-        """A trace is done. Families come one after the other, so the time since the last trace is this family's."""
+        """Call this after a trace. Families come one by one, so the time since the last trace is this family's."""
         now = time.perf_counter()
         family = self.families.setdefault(trace.family, Tally())
         family.seconds += now - self._last
@@ -71,7 +71,7 @@ class Report:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--in-process", is_flag=True, help="Replay against the chips alone, in this process, without a daemon.")
 @click.option(
-    "--jobs", type=number(1, 1024), help="How many traces run at a time, against a daemon.  [default: 16]", metavar="N"
+    "--jobs", type=number(1, 1024), help="How many traces run at a time against a daemon.  [default: 16]", metavar="N"
 )
 @click.option(
     "--family", "families", multiple=True, metavar="F", help="Replay only traces of this family. May be repeated."
@@ -146,7 +146,7 @@ def _progress(traces: Sequence[Trace], report: Report) -> Iterator[Done]:
         nonlocal last
         report.add(trace, mismatches)
         now = time.monotonic()
-        if now - last >= TOLD_EVERY:
+        if now - last >= PROGRESS_EVERY:
             last = now
             total = report.total
             click.echo(f"{total.traces} of {len(traces)} traces, {total.mismatches} mismatches", err=True)

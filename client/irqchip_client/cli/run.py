@@ -31,7 +31,7 @@ TIME_IS_UP, CAN_NOT_GO_ON, REFUSED = 124, 126, 2
 # Signals that end the run; a second one ends the process at once.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SWITCH_INTERVAL = 0.0005  # seconds that a vCPU's thread may keep the interpreter from a device's message
-SILENCE = 3  # seconds of waiting before a message says so
+SILENCE = 3  # seconds of waiting before a message
 BIGGEST = MEMORY_LIMIT // MIB  # the chips' addresses are above
 
 
@@ -68,7 +68,7 @@ FW_CFG_FILE = _FwCfgFile()
 
 
 class _Ended(BaseException):
-    """A signal ended the run, before there was a vCPU to stop."""
+    """A signal ended the run before a vCPU ran."""
 
 
 @command(example="--kernel guest.elf")
@@ -211,9 +211,9 @@ def run(
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
     510h; ports 2000h + n, which drive GSI n; a VGA's CRT controller at 3d4h; and ACPI's power management at 600h and
     cf9h. With --disk it also has an IDE channel at 1f0h and 3f6h, with GSI 14. Other processes may run further devices:
-    see `device`. An MP table and ACPI's tables describe what is there when the guest starts.
+    see `device`. An MP table and ACPI's tables describe the machine when the guest starts.
 
-    For arm64, the VM has RAM from 40000000h on, and a GIC where QEMU's virt board has it. The serial port is at address
+    For arm64, the VM has RAM from 40000000h on, and a GIC at the addresses of QEMU's virt board. The serial port is at
     9000000h with SPI 1, and PSCI's SYSTEM_OFF ends the run.
 
     Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with
@@ -289,7 +289,7 @@ def run(
 
 
 def _connect(listen: str | None, awaits: bool) -> irqchip_client.Client:
-    """The daemon that is named, or else one in this process."""
+    """The daemon that the user has named, or else one in this process."""
     if is_named():
         if listen is not None:
             raise click.UsageError("--listen is for a run without --target: devices connect to that daemon")
@@ -309,12 +309,12 @@ def _connect(listen: str | None, awaits: bool) -> irqchip_client.Client:
 
 
 def _name_of(client: irqchip_client.Client) -> str:
-    """The daemon, for the table of exits."""
+    """The daemon's name in the table of exits."""
     return "the daemon here" if client.target.startswith("embedded:") else "the daemon"
 
 
 def _failure(running: list[Vcpus[Any]], error: Exception) -> click.ClickException:
-    """A failure of the daemon, of this machine or of a device: before the guest began, or after."""
+    """The error for a failure of the daemon, of this machine or of a device, before the guest began or after."""
     return _CanNotGoOn(str(error)) if running else _Refused(str(error))
 
 
@@ -343,7 +343,7 @@ def _ended_by_signals(running: list[Vcpus[Any]], end: Callable[[int], None]) -> 
 
 
 def _wait_for(vm: irqchip_client.Vm, clients: tuple[str, ...], timeout: float, over: Callable[[], bool]) -> None:
-    """Waits until the clients have come, or the run is over. _TimeIsUp after `timeout` seconds."""
+    """Waits until the clients have come, or the run has ended. _TimeIsUp after `timeout` seconds."""
     began = time.monotonic()
     announced = False
     before: dict[str, tuple[irqchip_client.RegionInfo, ...]] = {}

@@ -109,7 +109,7 @@ def _words(line: str) -> Iterator[list[str]]:
 
 
 class _history:  # noqa: N801 - it is used as a function
-    """Line editing, with Tab and history, where Python has readline."""
+    """Line editing, with Tab and history, if Python has readline."""
 
     def __init__(self, completer: _Completer) -> None:
         self._completer = completer

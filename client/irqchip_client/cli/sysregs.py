@@ -49,7 +49,7 @@ def sysreg_write(vm: irqchip_client.Vm, sysreg: str, value: int, vcpu: int, as_j
 
 
 def _number(sysreg: str) -> int:
-    # Not above: loads gRPC, for which --help does not wait.
+    # Not above: this import loads gRPC, for which --help does not wait.
     from .gic_names import sysreg_number
 
     return sysreg_number(sysreg)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SHOWN = 20  # rates in a sparkline
-_MOST_VMS = 64  # each is asked in a call of its own
+_MOST_VMS = 64  # each costs a call
 
 
 class _Row(NamedTuple):
@@ -42,7 +42,7 @@ class History:
         self._rates: dict[object, deque[float]] = {}
 
     def rows(self, asked: dict[str, InterruptCounts]) -> list[_Row]:
-        """A row for each interrupt, the most frequent first. What is not there any more is forgotten."""
+        """A row for each interrupt, the most frequent first. Forgets interrupts that are gone."""
         rows: list[_Row] = []
         rates: dict[object, deque[float]] = {}
         last: dict[object, tuple[int, int]] = {}
@@ -51,7 +51,7 @@ class History:
                 key = vm, one.kind, one.gsi, one.number
                 total = sum(one.counts.values())
                 before, then = self._last.get(key, (0, 0))
-                if counts.counted_ns < then:  # the daemon has begun anew
+                if counts.counted_ns < then:  # the daemon has begun to count again
                     before, then = 0, 0
                 seconds = (counts.counted_ns - then) / 1e9
                 rates[key] = self._rates.get(key, deque(maxlen=_SHOWN))
@@ -79,7 +79,7 @@ def top(vms: tuple[str, ...], interval: float, count: int | None) -> None:
     """Show the interrupts of VMs live, the most frequent first, until Ctrl-C.
 
     Without VM, the first 64 VMs are shown. A line has the interrupts a second, a sparkline of the last 20 rates, and
-    the medians of the times to the acknowledgement and from there to the end of interrupt. Where the output is no
+    the medians of the times to the acknowledgement and from there to the end of interrupt. If the output is no
     terminal, each update is a block of lines with tabs between their columns; without --count there is one.
     """
     from rich.console import Console
@@ -135,7 +135,7 @@ def _cells(row: _Row) -> list[str]:
 
 
 def _screen(rows: list[_Row], vms: int, height: int) -> Text:
-    """A line for each row that there is room for; a narrow terminal has the first columns."""
+    """A line for each row, as far as the height allows; a narrow terminal has the first columns."""
     from rich.cells import cell_len, set_cell_size
     from rich.text import Text
 

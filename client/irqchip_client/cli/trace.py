@@ -1,4 +1,4 @@
-"""trace: what happens in a VM, as the kernel's ftrace prints it."""
+"""trace: a VM's events, in the format of the kernel's ftrace."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .watch import concerning, watching
 @click.argument("tracepoints", nargs=-1, metavar="[TRACEPOINT]...")
 @concerning
 def trace(vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, ...], vcpus: tuple[int, ...]) -> None:
-    """Print what happens in a VM in the kernel's ftrace format, until Ctrl-C.
+    """Print a VM's events in the kernel's ftrace format, until Ctrl-C.
 
     The output is that of /sys/kernel/tracing/trace on a KVM host: `diff` compares the two, without the columns of task,
-    CPU and time. The task and the CPU are the vCPU's; what no vCPU does is the daemon's, on CPU 0.
+    CPU and time. The task and the CPU are the vCPU's; without a vCPU they are the daemon's, on CPU 0.
 
     --gsi selects events of the GSI, and of the chips' pins and MSIs to which the GSI leads at the time. --vcpu selects
-    what the vCPU does, and what its interrupt controller is sent. With both, an event that matches either is printed.
+    the vCPU's actions, and messages to its interrupt controller. With both, an event that matches either is printed.
     """
     with watching(vm, tracepoints, gsis, vcpus) as (info, events):
         ftrace = Ftrace(info.architecture)

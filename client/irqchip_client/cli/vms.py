@@ -118,7 +118,7 @@ def create(
 
 
 class Choices(NamedTuple):
-    """What a new VM is to have."""
+    """The user's choices for a new VM."""
 
     irqchip: bool
     split: int | None
@@ -167,7 +167,7 @@ def _at_once() -> Iterator[Any]:
 
 @contextmanager
 def _until_a_signal() -> Iterator[Any]:
-    """The function that waits for a signal, or for the VM's end, and then deletes the VM."""
+    """A function that waits for a signal or for the VM's end, and then deletes the VM."""
     signalled = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: signalled.set()) for number in numbers}
@@ -210,7 +210,7 @@ def show(vm: irqchip_client.Vm, as_json: bool) -> None:
     """Show a VM: its architecture, irqchip, clock, vCPUs and Sessions.
 
     The line "clock" has the time at which the next timer is due. If the VM's timers need more than the VM's share of
-    the daemon's time, the line also says how late they are. The line "source 0" has the GSIs that `raise` holds high.
+    the daemon's time, the line also has their delay. The line "source 0" has the GSIs that `raise` holds high.
 
     Each Session has a line: its line source, its client's name, the GSIs that it holds high, the GSIs that it
     resamples, and the number of dropped events. "detached" means that the line source was restored and that its client

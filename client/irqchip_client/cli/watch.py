@@ -59,7 +59,7 @@ def watching(
 
 
 def _warn_of_missing(info: irqchip_client.VmInfo, vcpus: tuple[int, ...]) -> None:
-    """Say which vCPU is not there yet: it may come."""
+    """Warn of a vCPU that does not exist yet."""
     if missing := [vcpu for vcpu in vcpus if vcpu not in info.vcpus]:
         have = ", ".join(map(str, info.vcpus)) or "none"
         click.echo(
@@ -84,14 +84,14 @@ def trace_line(event: Event, ftrace: Ftrace) -> str:
 def watch(
     vm: irqchip_client.Vm, tracepoints: tuple[str, ...], gsis: tuple[int, ...], vcpus: tuple[int, ...], as_json: bool
 ) -> None:
-    """Print what happens in a VM, until Ctrl-C.
+    """Print a VM's events, until Ctrl-C.
 
     Each trace event is a line, as in `irqchipctl trace` but without the columns of task and CPU. Tracepoints have the
     kernel's names, with or without "kvm_". Without TRACEPOINT, all are printed. The time is the daemon's monotonic
     clock, in seconds.
 
     --gsi selects events of the GSI, and of the chips' pins and MSIs to which the GSI leads at the time. --vcpu selects
-    what the vCPU does, and what its interrupt controller is sent. With both, an event that matches either is printed.
+    the vCPU's actions, and messages to its interrupt controller. With both, an event that matches either is printed.
     """
     with watching(vm, tracepoints, gsis, vcpus) as (info, events):
         ftrace = Ftrace(info.architecture)

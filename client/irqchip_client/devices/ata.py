@@ -108,7 +108,7 @@ WORKS = READS | WRITES | FLUSHES | {_C.IDENTIFY}  # commands that take time: the
 
 # 8.46: subcommands of SET FEATURES.
 SET_TRANSFER_MODE = 0x03
-KEEP_SETTINGS, REVERT_SETTINGS = 0x66, 0xCC  # what a software reset does
+KEEP_SETTINGS, REVERT_SETTINGS = 0x66, 0xCC  # the effect of a software reset on the settings
 ACCEPTED_FEATURES = frozenset((0x02, 0x82, 0x55, 0xAA))  # write cache and look-ahead, on and off
 # Transfer modes: 0 and 1 are the default, with and without IORDY; from 8 on they are PIO modes with flow control.
 DEFAULT_MODES, PIO_FLOW_CONTROL, BEST_PIO = (0, 1), 0x08, 4
@@ -295,7 +295,7 @@ class Disk:
         return 0 if feature in ACCEPTED_FEATURES else Error.ABRT
 
     def work(self) -> None:
-        """Does what the disk is BSY with."""
+        """Does the work that the disk is BSY with."""
         try:
             if self.command in READS:
                 self._offer(read_sectors(self._file, self.sector, min(self.block, self.left)))
@@ -430,7 +430,7 @@ class Disk:
         words[67] = words[68] = 120  # ns of a PIO cycle
         words[80] = 0x0070  # ATA/ATAPI-4 to -6
         words[82] = words[85] = 0x4068  # NOP, look-ahead, write cache, power management
-        words[83] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses; bit 14 says that the word is valid
+        words[83] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses; bit 14: the word is valid
         words[86] = 0x3400  # the same without bit 14
         words[84] = words[87] = 0x4000
         words[93] = 0x4001 | (0x0700 if self.number else 0) | 0x0008  # how it found its number: by a jumper

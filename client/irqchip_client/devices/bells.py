@@ -1,4 +1,4 @@
-"""Devices' doorbells. For a device in its own process: eventfds, or events where descriptors can't be passed."""
+"""Devices' doorbells. For a device in its own process: eventfds, or events if descriptors can't be passed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_doorbells(
 
 
 def ring(device: Device, doorbell: DeviceDoorbell) -> None:
-    """Calls a device, as its doorbell rang."""
+    """Calls a device whose doorbell rang."""
     call_device(device, f"the doorbell at {doorbell.start:#x}", doorbell.rung)
 
 
@@ -74,24 +74,24 @@ class Bells:
         ring(device, doorbell)
 
     def ring_pending(self) -> None:
-        """Calls the devices for what rang before an access that has come: a vCPU's accesses keep their order."""
+        """Calls the devices whose doorbells rang before an access that has come: a vCPU's accesses keep their order."""
         for device, doorbell in self._hung:
             self._ready(device, doorbell, self._eventfds[doorbell])
 
     def forget_pending(self) -> None:
-        """Forgets what rang before the VM was reset."""
+        """Forgets the rings before the VM's reset."""
         for eventfd in self._eventfds.values():
             with suppress(BlockingIOError):
                 os.eventfd_read(eventfd)
 
     def hang_again(self) -> None:
-        """Claims all doorbells again, which were lost with their Session's regions. Rings them: writes may be lost."""
+        """Claims all doorbells again after their Session lost its regions. Rings them, as writes may be lost."""
         for device, doorbell in self._hung:
             with suppress(Busy):
                 self._claim(device, doorbell)
             ring(device, doorbell)
 
     def close(self) -> None:
-        """The host calls no device any more."""
+        """Ends the calls of devices."""
         while self._eventfds:
             os.close(self._eventfds.popitem()[1])

@@ -1,7 +1,7 @@
 """A block device of 16 ports, made for this project: one sector at a time, an interrupt when it is done.
 
     offset  size     access  register
-    0       4        RW      sector: the number of the sector that the next command is about, of 512 bytes
+    0       4        RW      sector: the number of the next command's sector, of 512 bytes
     4       1        R       status: bit 0 BUSY, bit 1 DATA, bit 2 ERROR of the last command; ffh: no device
     4       1        W       command: 1 read, 2 write, 3 flush; ignored while BUSY
     5       1        R       error: 0 none, 1 no such sector, 2 the file failed, 3 no such command, 4 read-only
@@ -42,7 +42,7 @@ class Register(IntEnum):
 
 
 class Status(IntFlag):
-    """The status register: what the device is doing."""
+    """The status register: the state of the device."""
 
     BUSY = 0x01
     DATA = 0x02  # bytes can be transferred
@@ -59,7 +59,7 @@ class Command(IntEnum):
 
 
 class Error(IntEnum):
-    """How the last command failed."""
+    """The error of the last command."""
 
     NONE = 0
     NO_SUCH_SECTOR = 1

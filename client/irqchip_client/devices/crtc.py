@@ -1,4 +1,4 @@
-"""A VGA's CRT controller in colour: the registers that text drivers keep the cursor and the scroll position in.
+"""A VGA's CRT controller in colour: the registers with which text drivers set the cursor and the scroll position.
 
     3d4h  RW  the index of a register
     3d5h  RW  the register

@@ -67,7 +67,7 @@ class Host(Protocol):
         """Returns the seconds of a monotonic clock."""
 
     def memory(self) -> Ram:
-        """The guest's RAM. NotFound without."""
+        """The guest's RAM. NotFound if the host has no RAM."""
 
 
 class _NoHost:
@@ -120,7 +120,7 @@ class DeviceRegion:
             return operator.index(value) & (1 << 8 * size) - 1
         except TypeError:
             what = f"read(offset={offset:#x}, size={size}) returned {value!r:.100}"
-            raise TypeError(f"{what}, and not the number that the guest reads") from None
+            raise TypeError(f"{what}, not a number for the guest to read") from None
 
     def do_write(self, address: int, value: int, size: int) -> None:
         """A vCPU's write to an address in the region."""
@@ -135,10 +135,10 @@ class DeviceRegion:
 
 @dataclass(frozen=True, slots=True)
 class DeviceDoorbell:
-    """An address of a device whose writes notify it, and no vCPU waits.
+    """An address at which a write notifies the device, and the vCPU does not wait.
 
     length, value  only a write of this many bytes and of this value rings
-    rung           called after a write; once for several in quick succession
+    rung           called after a write; writes in quick succession may share one call
     """
 
     start: int
@@ -188,7 +188,7 @@ class Timer:
         self.start_at(self.device.host.now() + seconds)
 
     def start_at(self, due: float | None) -> None:
-        """Makes the timer due at a time of the host's clock, or with None never."""
+        """Makes the timer due at a time of the host's clock; with None, never."""
         self.due = due
         self.device.host.arm(self)
 
@@ -274,7 +274,7 @@ class Device:
     # Running and resetting.
 
     def place(self, architecture: Architecture) -> None:
-        """Called before a host claims anything: where the device is may depend on the VM's architecture."""
+        """Called before a host claims anything: the device's place may depend on the VM's architecture."""
 
     def run_by(self, host: Host) -> None:
         """Connects the device to a host. The device's timers use the host's clock."""
@@ -336,11 +336,11 @@ class Device:
         self.restored()
 
     def restored(self) -> None:
-        """Called after a state was restored, before or after started(): update here what depends on the state."""
+        """Called after a state was restored, before or after started(): update here all that depends on the state."""
 
 
 def _with_checked_arguments(make: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that names the argument that is wrong, by its annotation, and the arguments it takes."""
+    """A constructor whose error names the wrong argument, by its annotation, and the allowed arguments."""
     signature = inspect.signature(make)
     cls = make.__qualname__.split(".")[-2]
 
@@ -365,7 +365,7 @@ def _with_checked_arguments(make: Callable[..., None]) -> Callable[..., None]:
     return _construct
 
 
-# By an annotation: whether a value is such a one, and what to write.
+# For each annotation: the test of a value, and the advice.
 _KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "bool": (is_flag, "True or False"),
     "int": (lambda value: hasattr(value, "__index__"), "a whole number"),

@@ -1,4 +1,4 @@
-"""Describes a device's exception to the device's author: in which call, and where in the device's own code."""
+"""Describes a device's exception to the device's author: the call, and the place in the device's own code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .device import Device
 
-# Files whose frames are not the device's.
+# Files whose frames belong to no device.
 _CALLERS = tuple(
     str(Path(__file__).with_name(f"{name}.py")) for name in ("device", "host", "bells", "reactor", "failures")
 )
@@ -23,13 +23,13 @@ class _Blame(str):
 
 
 def blame(error: BaseException, device: Device, call: str) -> None:
-    """Adds a note to an exception, that it came from a call of a device."""
+    """Adds a note to an exception: the device, and the call that failed."""
     if _blame_of(error) is None:
         error.add_note(_Blame(f"{type(device).__name__} failed in {call}"))
 
 
 def call_device(device: Device, what: str, call: Callable[[], None]) -> None:
-    """Calls a device. A note on what it raises names the device, and what it did."""
+    """Calls a device. An exception gets a note with the device and the call."""
     try:
         call()
     except Exception as error:

@@ -1,7 +1,7 @@
-"""fw_cfg: what QEMU gives firmware and kernels to read, as numbered items and as files.
+"""fw_cfg: QEMU's device from which firmware and kernels read data, as numbered items and as files.
 
 QEMU: docs/specs/fw_cfg.rst; numbers of items: include/standard-headers/linux/qemu_fw_cfg.h, and for a PC
-hw/i386/fw_cfg.h. Where the specification is silent, it does as QEMU's (hw/nvram/fw_cfg.c).
+hw/i386/fw_cfg.h. Where the specification is silent, this device behaves as QEMU's (hw/nvram/fw_cfg.c).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FwCfg(Device):
 
     cpus, memory_size  the number of CPUs, and the size of the guest's RAM
     files              the content of each file, by name: up to 55 ASCII characters; guests can't write files
-    dma                whether the guest can have items copied into its memory, which the device's host then needs
+    dma                whether the guest can copy items into its memory by DMA; the device's host then needs the memory
 
     InvalidArgument for a name or number of files that fw_cfg can't have.
     """
@@ -87,7 +87,7 @@ class FwCfg(Device):
             self.pio(ADDRESS, 8, self._read_signature, self._write_address, width=4)
 
     def add_files(self, files: Mapping[str, bytes]) -> None:
-        """Adds files, before the guest starts. A file that is there stays as it is. InvalidArgument."""
+        """Adds files before the guest starts. Does not replace a file. InvalidArgument."""
         files = {**files, **self._files}
         self.items |= _items_of_files(files)
         self._files = files
@@ -136,7 +136,7 @@ class FwCfg(Device):
             self._execute(address)
 
     def _execute(self, at: int) -> None:
-        """Executes the command at an address. It is over when the guest goes on."""
+        """Executes the command at an address, completely, before the guest goes on."""
         memory = self.host.memory()
         try:
             control, length, address = COMMAND.unpack(memory.read(at, COMMAND.size))
@@ -154,13 +154,13 @@ class FwCfg(Device):
             result = 0
         except InvalidArgument:
             result = ERROR
-        with suppress(InvalidArgument):  # as the command is in ROM
+        with suppress(InvalidArgument):  # the command may be in ROM
             memory.write(at, result.to_bytes(4, "big"))
 
     def _transfer(self, memory: Ram, address: int, length: int) -> None:
-        """Copies bytes to the guest, and zeros from behind the item's end.
+        """Copies bytes to the guest, and zeros for the bytes behind the item's end.
 
-        The zeros have a limit, so that a guest's command is no more work than there are bytes to give.
+        The number of zeros has a limit, so that a guest's command can't cause more work than an item's bytes.
         """
         zeros = length - max(len(self._content) - self._position, 0)
         if zeros > MOST_ZEROS:
@@ -168,7 +168,7 @@ class FwCfg(Device):
         memory.write(address, self._take(length).ljust(length, b"\0"))
 
     def _take(self, length: int) -> bytes:
-        """Returns the next bytes of the item, as many as it has."""
+        """Returns the next bytes of the item, up to its end."""
         taken = self._content[self._position : self._position + length]
         self._position += len(taken)
         return taken

@@ -1,4 +1,4 @@
-"""What runs device models: in a process of their own, or in a VMM's process."""
+"""Runs device models: in a process of their own, or in a VMM's process."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Host:
         self._reactor.start()
 
     def stop(self) -> None:
-        """Calls the devices no more."""
+        """Ends the calls of devices."""
         self._reactor.stop()
 
     def _warn_of_lost_lines(self) -> None:
@@ -119,9 +119,9 @@ class _Host:
                     self.send(changes, retrying)
 
     def memory(self) -> Ram:
-        """The guest's RAM. NotFound without."""
+        """The guest's RAM. NotFound without RAM for devices."""
         if self._ram is None:
-            raise NotFound(errno.ENOENT, "there is no memory of the guest's for devices here")
+            raise NotFound(errno.ENOENT, "devices have no access to the guest's memory here")
         return self._ram
 
     def drive(self, line: OutputLine) -> None:
@@ -131,7 +131,7 @@ class _Host:
             self._retrying.append((line, len(self._changes) - 1))
 
     def send(self, changes: list[ops.Call[Any]], retrying: Retrying) -> None:
-        """Sends what lines did in a turn, and hands the results to retry_coalesced()."""
+        """Sends the lines' changes of a turn, and hands the results to retry_coalesced()."""
         raise NotImplementedError
 
     def retry_coalesced(self, retrying: Retrying, results: list[Any]) -> None:
@@ -191,7 +191,7 @@ class RemoteHost(_Host):
         super().start()
 
     def stop(self) -> None:
-        """Calls the devices no more."""
+        """Ends the calls of devices."""
         super().stop()
         self._bells.close()
 
@@ -204,7 +204,7 @@ class RemoteHost(_Host):
                 self._bells.hang(device, doorbell)
 
     def _claim_again(self) -> None:
-        """Claims the regions that were lost; later those that the daemon refuses for now (RegisterRegion's EBUSY)."""
+        """Claims the lost regions again; later those that the daemon refuses for now (RegisterRegion's EBUSY)."""
         for region in list(self._lost):
             with suppress(Busy):
                 self.session.register_region(region.space, region.start, region.length)
@@ -213,8 +213,8 @@ class RemoteHost(_Host):
             self._later.start(RECLAIM)
 
     def send(self, changes: list[ops.Call[Any]], retrying: Retrying) -> None:
-        """Sends what lines did in a turn, without waiting for the results."""
-        with suppress(SessionClosed):  # as serve() finds out
+        """Sends the lines' changes of a turn, without waiting for the results."""
+        with suppress(SessionClosed):  # serve() raises it
             self.session.post(changes, partial(self.retry_coalesced, retrying) if retrying else None)
 
     def failed(self) -> None:
@@ -267,7 +267,7 @@ class RemoteHost(_Host):
     def _access(self, access: RegionAccess) -> int:
         found = _find(self.devices, access.space, access.address, access.size)
         if found is None:  # the daemon forwards only accesses to claimed regions
-            raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, which is no region of ours")
+            raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, outside of this host's regions")
         if access.write:
             _write(*found, access.address, access.data, access.size)
             return 0
@@ -275,7 +275,7 @@ class RemoteHost(_Host):
 
 
 class LocalHost(_Host):
-    """Runs devices in a VMM's process. Its vCPUs' accesses go to them first, and then to the daemon.
+    """Runs devices in a VMM's process. Its vCPUs' accesses go to the devices first, and then to the daemon.
 
     events  a Session of the same VM that only this host uses, to receive the VM's resets; without it, call reset()
     memory  the guest's memory
@@ -296,7 +296,7 @@ class LocalHost(_Host):
         self._published = {} if memory is None else dict(_published(memory))
 
     def reset(self) -> None:
-        """Resets the devices, and forgets what those of other processes noted: the VM was reset."""
+        """Resets the devices, and erases the notes of other processes' devices: the VM was reset."""
         if self._ram is not None:
             self._ram.erase_notes()
         super().reset()
@@ -308,7 +308,7 @@ class LocalHost(_Host):
             threading.Thread(target=self._listen, args=(self._events,), name="irqchip resets", daemon=True).start()
 
     def _listen(self, events: Session) -> None:
-        # On a Session of its own: a thread that waits on that of the lines would receive each answer there.
+        # On a Session of its own: on the lines' Session, a thread that waits would receive each answer.
         try:
             while True:
                 if isinstance(events.next_event(), VmReset):
@@ -319,7 +319,7 @@ class LocalHost(_Host):
             self._fail(error)
 
     def stop(self) -> None:
-        """Calls the devices no more."""
+        """Ends the calls of devices."""
         if self._events is not None:
             self._events.close()
         super().stop()
@@ -330,7 +330,7 @@ class LocalHost(_Host):
             self.on_failure()
 
     def send(self, changes: list[ops.Call[Any]], retrying: Retrying) -> None:
-        """Sends what lines did in a turn, and waits: when an access is done, the lines have their levels."""
+        """Sends the lines' changes of a turn, and waits: when an access is done, the lines have their levels."""
         with suppress(SessionClosed):
             self.retry_coalesced(retrying, self.session.run(changes, return_errors=True))
 
@@ -397,7 +397,7 @@ class LocalHost(_Host):
 
 
 def map_memory(session: Session) -> MappedRam:
-    """Maps the guest's memory, as other Sessions share it. NotFound where none does; EOPNOTSUPP over gRPC."""
+    """Maps the guest's memory, as other Sessions share it. NotFound if none shares it; EOPNOTSUPP over gRPC."""
     parts = [session.guest_memory()]
     with suppress(NotFound):
         while len(parts) < MOST_PARTS:
@@ -406,7 +406,7 @@ def map_memory(session: Session) -> MappedRam:
 
 
 def _published(memory: Ram) -> Iterator[tuple[int, memoryview]]:
-    """The InterruptStatus registers of virtio devices in other processes, and where those publish them."""
+    """The InterruptStatus registers of virtio devices in other processes, and the words in which they publish them."""
     for places in (PC, ARM64):
         for number, place in enumerate(places):
             notes = memory.notes(number)
@@ -422,7 +422,7 @@ def _find(devices: Iterable[Device], space: Space, address: int, size: int) -> t
     return None
 
 
-# Calls of a device. A note on what it raises names the device.
+# Calls of a device. A note on an exception names the device.
 
 
 def _read(device: Device, region: DeviceRegion, address: int, size: int) -> int:

@@ -125,10 +125,10 @@ class I8042(Device):
         self.memory = bytearray(MEMORY)
         self.memory[0] = KEYBOARD_INTERRUPT | SYSTEM | MOUSE_OFF | TRANSLATE
         self.outputs = OUTPUTS
-        # The output buffer: its byte, and the status bits that say whether and whose it is.
+        # The output buffer: its byte, and the status bits OBF and MOUSE.
         self.output = 0
         self.full = 0
-        # The byte that the controller itself puts there next, and whether as the mouse's.
+        # The byte that the controller itself puts there next, and whether it counts as the mouse's.
         self._reply: tuple[int, bool] | None = None
         # The command whose argument is the next byte to the data port.
         self._awaits: int | None = None
@@ -137,7 +137,7 @@ class I8042(Device):
         self._breaks = False
 
     def started(self) -> None:
-        self._watching = False  # no host watched before
+        self._watching = False  # no host has watched yet
         self._settle()
 
     def reset(self) -> None:
@@ -308,7 +308,7 @@ class I8042(Device):
         self._settle()
 
     def _type(self) -> None:
-        """Types the next character, a while after the last was read: a guest that empties the buffer finishes."""
+        """Types the next character, a while after the guest read the last: a loop that empties the buffer ends."""
         taken = self.keyboard.idle and not self.full and not self.memory[0] & KEYBOARD_OFF
         if taken and self._typed:
             self._typed = False
@@ -327,7 +327,7 @@ class I8042(Device):
             self.host.watch(self.input_fd, self._input_ready if watching else None)
 
     def attach(self, input_fd: int | None) -> None:
-        """Types from another descriptor, or with None from no descriptor."""
+        """Types from another descriptor; with None, from no descriptor."""
         if self.input_fd is not None and self._watching:
             self.host.watch(self.input_fd, None)
         self._watching = False
@@ -341,7 +341,7 @@ class I8042(Device):
             data = os.read(self.input_fd, TYPED)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:  # A terminal whose other end has gone.
+        except OSError:  # The terminal's other end is closed.
             data = b""
         if data:
             self.type_text(data.decode("latin-1"))

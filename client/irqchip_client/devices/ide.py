@@ -69,12 +69,12 @@ class Ide(Device):
 
     @property
     def disks(self) -> list[Disk]:
-        """The disks that are there."""
+        """The disks of the channel."""
         return [self.disk0] if self.disk1 is None else [self.disk0, self.disk1]
 
     @property
     def selected(self) -> Disk | None:
-        """The disk that the device register selects. None if there is no disk 1: disk 0 then answers for it."""
+        """The disk that the device register selects. None without a disk 1: disk 0 then answers for it."""
         return self.disk1 if self.disk0.device & DEV else self.disk0
 
     def reset(self) -> None:
@@ -115,7 +115,7 @@ class Ide(Device):
     def _status(self) -> int:
         if self.control & SRST:
             return Status.BSY
-        # 9.16.1: disk 0 answers 0 for a disk 1 that is not there.
+        # 9.16.1: disk 0 answers 0 for a missing disk 1.
         if self.selected is None:
             return 0
         status = self.selected.status

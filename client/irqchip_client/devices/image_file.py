@@ -1,4 +1,4 @@
-"""The file that has a disk's sectors."""
+"""The file with a disk's sectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECTOR: Final = 512  # bytes
 
 
 def open_image(path: str | os.PathLike[str], *, read_only: bool) -> int:
-    """A descriptor of a file or block device. NotFound or IrqchipError where it cannot be opened, with advice."""
+    """A descriptor of a file or block device. NotFound or IrqchipError, with advice, if it cannot be opened."""
     try:
         file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         if stat.S_ISDIR(os.fstat(file).st_mode):

@@ -26,7 +26,7 @@ def listen(path: str) -> int:
 
 
 class _Relay:
-    """Carries bytes between the device and the client. It reads from one no faster than the other takes them."""
+    """Carries bytes between the device and the client. It reads from one no faster than the other takes the bytes."""
 
     def __init__(self, listener: socket.socket, device: socket.socket) -> None:
         self.listener = listener

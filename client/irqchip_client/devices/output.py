@@ -6,7 +6,7 @@ import os
 import select
 from collections.abc import Callable
 
-# Takes some bytes; returns False where it can't take them now.
+# Takes some bytes; returns False if it can't take them now.
 Output = Callable[[bytes], bool | None]
 
 

@@ -35,7 +35,7 @@ ENABLE_BITS: Final = TIMER_CARRY | GLOBAL_LOCK | POWER_BUTTON | SLEEP_BUTTON | R
 SCI_EN, SLEEP_ENABLE = 1 << 0, 1 << 13
 BUS_MASTER_RELOAD = 1 << 1
 SLEEP_TYPE_SHIFT, SLEEP_TYPE_MASK = 10, 7
-CONTROL_BITS = SLEEP_TYPE_MASK << SLEEP_TYPE_SHIFT | BUS_MASTER_RELOAD  # that keep what was written
+CONTROL_BITS = SLEEP_TYPE_MASK << SLEEP_TYPE_SHIFT | BUS_MASTER_RELOAD  # bits that keep the value written
 POWER_OFF: Final = 5  # the sleep type of S5, which the DSDT's _S5 names
 RATE: Final = 3_579_545  # Hz; 4.8.3.3
 TIMER_BITS: Final = 24
@@ -105,7 +105,7 @@ class PowerManagement(Device):
         self._update()
 
     def read(self, offset: int, size: int) -> int:
-        """Reads any part of the registers, which lie one behind the other."""
+        """Reads any part of the registers, which follow one another."""
         registers = (
             self.status
             | self.enable << 8 * ENABLE

@@ -21,7 +21,7 @@ from irqchip_client.arm64 import gsi_or_line
 from .device import Device
 from .host import RemoteHost
 
-SILENCE = 3.0  # seconds of waiting before a log line says so
+SILENCE = 3.0  # seconds of waiting before a log line about it
 
 log = logging.getLogger("irqchip_client.devices")
 
@@ -64,7 +64,7 @@ def run_device(device: Device, vm: str, *, target: str | None = None, start_time
 
 
 def _session(vm: Vm, name: str) -> Session:
-    """A Session; on a VM that was restored, the line source that it keeps for this name, if there is one."""
+    """A Session; on a restored VM, with the line source of this name, if the VM holds one."""
     try:
         return vm.session(name, resume=True)
     except NotFound:
@@ -85,7 +85,7 @@ def wait_for_memory(session: Session, deadline: float) -> None:
 
 
 def describe(device: Device) -> str:
-    """The device's regions and lines, for people to read."""
+    """The device's regions and lines, for a log line."""
     regions = [f"{r.space.name} {r.start:#x}-{r.start + r.length - 1:#x}" for r in device.regions]
     return ", ".join(regions + [gsi_or_line(line.gsi) for line in device.lines])
 
@@ -121,8 +121,8 @@ def _wait_for(find: Callable[[], Vm], timeout: float) -> tuple[Vm, VmInfo]:
 def _awaits_init(info: VmInfo) -> bool:
     """Whether the VM's maker has yet to initialise the GIC.
 
-    A GICv3 refuses lines until then. A GICv2 initialises itself for the first line, which the maker's attributes and
-    vCPUs then come too late for; only CreateIrqchip leaves the GICv2 to do so.
+    A GICv3 refuses lines until its maker initialises it. A GICv2 initialises itself for the first line, which would be
+    too early for its maker's attributes and vCPUs; CreateIrqchip alone leaves that to the GICv2.
     """
     if info.gic is None or info.gic.initialised:
         return False
@@ -144,7 +144,7 @@ class _Stop:
         self._asked = False
 
     def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal's handler
-        """The handler of the signals."""
+        """The signals' handler."""
         again, self._asked = self._asked, True
         if again or not self._deferring:
             raise _Stopped

@@ -1,7 +1,7 @@
 """A PS/2 keyboard and a PS/2 mouse, for a keyboard controller.
 
 IBM PS/2 Hardware Interface Technical Reference, "Keyboard (101- and 102-key)" and "Mouse". Each is a microcontroller of
-its own, that takes commands and has a queue of bytes to send. What a command is answered goes before all else.
+its own, which takes commands and has a queue of bytes to send. The answer to a command goes before all other bytes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Peripheral:
         self.queue: deque[int] = deque()
         self.replies: deque[int] = deque()
         self.last = 0
-        # The command whose argument is awaited.
+        # The command that waits for its argument.
         self.awaits: int | None = None
 
     def take(self) -> int | None:
-        """Takes the next byte to send; None while there is none."""
+        """Takes the next byte to send; None if there is no byte."""
         replies = self.replies or self.queue
         if not replies:
             return None
@@ -328,7 +328,7 @@ class Mouse(Peripheral):
         return super().take()
 
     def _packet(self) -> list[int]:
-        """The packet of what has happened since the last one, as far as one packet can hold it."""
+        """The packet of the changes since the last one, as far as one packet can hold them."""
         x, y, z = (max(-FURTHEST, min(FURTHEST, count)) for count in (self.x, self.y, self.z))
         self.x, self.y, self.z = self.x - x, self.y - y, (self.z - z if self.identity == WHEEL_ID else 0)
         self._changed = bool(self.x or self.y or self.z)

@@ -1,4 +1,4 @@
-"""The guest's RAM, as devices access it: in the process that executes the vCPUs, or in another that maps it."""
+"""The guest's RAM for devices: in the process that executes the vCPUs, or in another that maps it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NOTES = 4096  # bytes that a device may keep outside of its process
 # Words of 32 bits at the end of a virtio device's notes, which other processes read.
 PUBLISHED = NOTES - 16  # their offset
 IS_CURRENT = 0  # 1 if the next word is up to date, and the device is at its slot's place
-INTERRUPT_STATUS = 1  # the register, which the process of the vCPUs then reads without asking the device
+INTERRUPT_STATUS = 1  # the register, which the vCPUs' process then reads without the device
 OWNER = 2  # a random number of the process that is the device; 0 after the VM's reset
 
 
 class Ram(Protocol):
-    """A guest's RAM. Addresses are the guest's; InvalidArgument for what is not in the RAM."""
+    """A guest's RAM. Addresses are the guest's; InvalidArgument for addresses outside of the RAM."""
 
     def read(self, address: int, length: int) -> bytes:
         """Reads bytes."""
@@ -35,16 +35,16 @@ class Ram(Protocol):
         """Reports a write through a view."""
 
     def notes(self, number: int) -> memoryview | None:
-        """The NOTES bytes that the guest's machine keeps for a device, if it does: zeros at the machine's start."""
+        """The NOTES bytes that the guest's machine keeps for a device, zero at its start; None if it keeps no notes."""
 
     def erase_notes(self) -> None:
-        """The machine is reset: the notes of all devices become zeros."""
+        """Zeros the notes of all devices: the machine is reset."""
 
 
 class MappedRam:
     """RAM that another process shares.
 
-    parts  what the RAM consists of; the constructor closes the descriptors
+    parts  the parts of the RAM; the constructor closes their descriptors
 
     Behind the RAM's first part, its memfd may have pages of NOTES bytes for devices.
     """
@@ -76,7 +76,7 @@ class MappedRam:
         self.view(address, len(data))[:] = data
 
     def flush(self, address: int, length: int) -> None:
-        """Does nothing: the process that executes the vCPUs is another, and notices no write."""
+        """Does nothing: the vCPUs run in another process, which notices no write."""
 
     def notes(self, number: int) -> memoryview | None:
         page = self._notes[number * NOTES : (number + 1) * NOTES]

@@ -39,14 +39,14 @@ class Reactor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Calls back no more. From any thread."""
+        """Ends the calls. From any thread."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(1.0)
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        """Calls a function in a later turn. From any thread, which does not wait."""
+        """Calls a function in a later turn. From any thread; the thread does not wait."""
         self._calls.append(call)
         os.eventfd_write(self._wake, 1)
 
@@ -62,7 +62,7 @@ class Reactor:
             os.eventfd_write(self._wake, 1)
 
     def watch(self, descriptor: int, ready: Callable[[], None] | None) -> None:
-        """Calls `ready` whenever a descriptor can be read; with None, no longer."""
+        """Calls `ready` whenever a descriptor can be read; with None, ends that."""
         with suppress(KeyError):
             self._selector.unregister(descriptor)
         if ready is not None:
@@ -98,7 +98,7 @@ class Reactor:
         except Exception as error:
             device = getattr(ready, "__self__", None)
             if isinstance(device, Device):
-                blame(error, device, f"what it does when descriptor {descriptor} can be read")
+                blame(error, device, f"its callback for descriptor {descriptor}")
             raise
 
     def _expire(self) -> None:

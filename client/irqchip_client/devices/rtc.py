@@ -1,11 +1,11 @@
 """The MC146818 real-time clock of a PC/AT, with 114 bytes of CMOS memory.
 
 Motorola MC146818A datasheet: "Address map", "Time, calendar, and alarm locations", "Registers" A to D, "Update cycle".
-The century at 32h, which a PC's firmware keeps, is the clock's here, as QEMU's is; 37h, where a PS/2 has it, is the
-same register.
+The clock also counts the century, at 32h as in QEMU; on other PCs, firmware keeps it there. 37h, the century's place in
+a PS/2, is the same register.
 
-Nothing ticks: time is counted in periods of the 32,768 Hz crystal, on the host's clock, and worked out when somebody
-asks. There is a timer only while an enabled interrupt is to come.
+The clock does not tick. It counts time in periods of the 32,768 Hz crystal, on the host's clock, and computes a value
+when the guest reads it. A timer runs only while an enabled interrupt is due.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Rtc(Device):
         "offset": _WHOLE,
         "_seconds": _WHOLE,
         "_weekday_ahead": Number(0, 6),
-        # How many ticks before the time of saving the divider began, and the host's time then.
+        # The ticks from the divider's beginning to the time of saving, and the host's time then.
         "_divider_age": _WHOLE,
         "_saved_at": SECONDS,
     }
@@ -113,17 +113,17 @@ class Rtc(Device):
         self.bytes = bytearray(MEMORY)
         for number, value in (cmos or {}).items():
             self.bytes[number] = value & 0xFF
-        # When the divider began, as if it had never been reset; the seconds since 1970 at that time; and when the flags
-        # were last looked at.
+        # The divider's beginning, as if it had never been reset; the seconds since 1970 at that time; and the time at
+        # which the flags were last set.
         self._divider_began = 0
         self._seconds = 0
         self._seen = 0
-        # Days that the guest's weekday is ahead of the calendar's: the chip counts it on its own.
+        # The days that the guest's weekday is ahead of the calendar's: the chip counts the weekday on its own.
         self._weekday_ahead = 0
-        # What the guest has made of the host's time, seconds.
+        # The guest's time less the host's, seconds.
         self.offset = 0
         self._follow_host()
-        # It was restored, and goes on from there: what was the host's time at which tick.
+        # Set by a restore: the host's time at a tick, from which the clock goes on.
         self._goes_on_from: tuple[float, int] | None = None
 
     def started(self) -> None:
@@ -243,7 +243,7 @@ class Rtc(Device):
 
     @property
     def _period(self) -> int:
-        """Ticks between periodic interrupts; 0 for none. Datasheet: "Periodic interrupt selection"."""
+        """Ticks between periodic interrupts; 0: no interrupts. Datasheet: "Periodic interrupt selection"."""
         rate = self.a & A_RATE
         return 0 if rate == 0 else 1 << (rate + 6 if rate <= 2 else rate - 1)
 
@@ -310,7 +310,7 @@ class Rtc(Device):
     # The alarm.
 
     def _next_alarm(self, after: int) -> int | None:
-        """The first second after another at which the alarm goes off; None where its bytes are no time of day."""
+        """The first second after another at which the alarm goes off; None if its bytes are no time of day."""
         second, minute, hour = (self.bytes[register] for register in ALARMS)
         seconds = [value for value in range(60) if _matches(second, self._to_byte(value))]
         minutes = [value for value in range(60) if _matches(minute, self._to_byte(value))]
@@ -355,7 +355,7 @@ class Rtc(Device):
             self.bytes[register] = byte
 
     def _set_time(self) -> None:
-        """Sets the time from the registers of TIME; an invalid day is counted on from the first of its month."""
+        """Sets the time from the registers of TIME. An invalid day counts on from the first of its month."""
         byte = self.bytes
         second, minute, weekday, day, month, year, century = (
             self._to_number(byte[register]) for register in TIME if register != Register.HOURS
@@ -385,7 +385,7 @@ def _matches(alarm: int, byte: int) -> bool:
     return alarm & ALARM_ANY == ALARM_ANY or alarm == byte
 
 
-# The calendar repeats every 400 years; `datetime` is used for those from 2000 on.
+# The calendar repeats every 400 years; `datetime` covers those from 2000 on.
 _CYCLE = 146_097  # days
 _BASE = date(2000, 1, 1).toordinal()
 _SINCE_1970 = _BASE - date(1970, 1, 1).toordinal()

@@ -1,11 +1,11 @@
-"""The state of a device model as plain data, which JSON can hold, and which is checked when it is restored.
+"""The state of a device model as plain data, which JSON can hold, and which a restore checks.
 
-A model says which of its attributes are its state, and what each may be:
+A model lists the attributes that are its state, and the values that each may have:
 
     class Doorbell(Device):
         STATE = {"rung": Number(0, 255), "_pending": FLAG}
 
-What is restored is hostile: nothing is set before all of it has been checked.
+Restored data are hostile: nothing is set before all of them have been checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from irqchip_client._errors import InvalidArgument
 
-# What json.loads() gives.
+# The results of json.loads().
 Plain = Any
 
 
@@ -66,7 +66,7 @@ class Number(Kind):
 
 
 class Bits(Kind):
-    """A register in which only some bits may be set; `made` makes the value of a number."""
+    """A register in which only some bits may be set; `made` makes the value from a number."""
 
     def __init__(self, mask: int, made: Callable[[int], Any] = int) -> None:
         self._mask, self._made = mask, made
@@ -81,7 +81,7 @@ class Bits(Kind):
 
 
 class Choice(Kind):
-    """One of some numbers; `made` makes the value of it."""
+    """One of some numbers; `made` makes the value from a number."""
 
     def __init__(self, numbers: Collection[int], made: Callable[[int], Any] = int) -> None:
         self._numbers, self._made = numbers, made
@@ -109,7 +109,7 @@ class _Seconds(Kind):
     """A time or duration within the range of any clock."""
 
     def load(self, data: Plain, what: str) -> float:
-        if type(data) not in (int, float) or not -1e12 < data < 1e12:  # of nan, too
+        if type(data) not in (int, float) or not -1e12 < data < 1e12:  # nan, too
             raise refused(what, data, "a number of seconds")
         return float(data)
 
@@ -202,7 +202,7 @@ class Octets(Kind):
 
 
 class Part(Kind):
-    """An object with attributes of its own, which is not replaced."""
+    """An object with attributes of its own. A restore does not replace the object."""
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields

@@ -15,9 +15,10 @@ ESCAPE = b"\x1d"  # Ctrl-]
 
 @contextmanager
 def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
-    """A descriptor to read typed keys from, without echo. At Ctrl-] a thread calls `escaped`.
+    """A descriptor from which typed keys are read, without echo. At Ctrl-] a thread calls `escaped`.
 
-    Where standard input is no terminal, of what is in it; its end is the descriptor's, as it is without one.
+    If standard input is no terminal, the descriptor gives its contents, and ends where they end; without standard input
+    it ends at once.
     """
     typed, keys = os.pipe()
     if sys.stdin is None:  # closed
@@ -54,5 +55,5 @@ def terminal_input(escaped: Callable[[], None]) -> Iterator[int]:
     finally:
         os.close(typed)
         if before is not None:
-            with suppress(termios.error):  # the terminal has hung up
+            with suppress(termios.error):  # the terminal is disconnected
                 termios.tcsetattr(source, termios.TCSADRAIN, before)

@@ -1,8 +1,8 @@
 """The 16550A UART of a PC's serial port.
 
 National Semiconductor PC16550D datasheet (TL/C/8652), section 8, "Registers". Its clock is 1.8432 MHz and its OUT2 pin
-gates the interrupt, as on an IBM PC/AT. Where real parts differ, it does as QEMU's (hw/char/serial.c), as software has
-seen that most.
+gates the interrupt, as on an IBM PC/AT. Where real parts differ, this UART behaves as QEMU's (hw/char/serial.c), which
+most software knows.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ IER_BITS = 0x0F
 MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 0x01, 0x02, 0x04, 0x08, 0x10
 MCR_BITS = 0x1F
 
-# 8.8 Modem status register. Bits 3:0 say which of bits 7:4 have changed; for RI, that it went off.
+# 8.8 Modem status register. Bits 3:0 report changes of bits 7:4; for RI, only its end.
 MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_TRAILING_RI = 0x04
 
@@ -94,8 +94,8 @@ class Uart(Device):
     mmio        base is an address, and not a port
     paced       a character takes its time on the wire; otherwise it takes none
     out2_gates  the line needs MCR's OUT2, as on a PC; QEMU's 16550A does not need it
-    patient     input waits until the guest is ready, that is, until it enables the interrupt or polls; without this,
-                a guest loses input that came before it set the port up
+    patient     input waits until the guest is ready, that is, until it enables the interrupt or polls; otherwise a
+                guest loses the input that comes before it has set the port up
     """
 
     STATE: ClassVar[Fields] = {
@@ -167,7 +167,7 @@ class Uart(Device):
         self.thr_emptied = False
 
     def started(self) -> None:
-        self._watching = False  # no host watched before
+        self._watching = False  # no host has watched yet
         self._settle()
 
     def reset(self) -> None:
@@ -272,7 +272,7 @@ class Uart(Device):
 
     @property
     def _room(self) -> int:
-        """The number of characters that the receiver has room for."""
+        """The number of further characters that the receiver can hold."""
         return (FIFO if self.fcr & FCR_ENABLE else 1) - len(self.received)
 
     def _write_fcr(self, value: int) -> None:
@@ -402,7 +402,7 @@ class Uart(Device):
             self.errors |= errors
 
     def _read_data(self) -> int:
-        """RBR. If there is no new character, the last one again; from an empty FIFO, 0."""
+        """RBR. Without a new character, the last one again; from an empty FIFO, 0."""
         if self.received:
             self.last, _ = self.received.popleft()
         elif self.fcr & FCR_ENABLE:
@@ -415,7 +415,7 @@ class Uart(Device):
         return character
 
     def _await_more(self) -> None:
-        """The FIFO was written or read: restarts the timeout of four character times."""
+        """Restarts the timeout of four character times, after the FIFO was written or read."""
         if self.fcr & FCR_ENABLE and self.received and self.ier & IER_RECEIVED:
             self._quiet.start(4 * self.character_time)
         elif self._quiet.due is not None:
@@ -427,7 +427,7 @@ class Uart(Device):
             self._settle()
 
     def attach(self, input_fd: int | None) -> None:
-        """Receives from another descriptor, or with None from no descriptor."""
+        """Receives from another descriptor; with None, from no descriptor."""
         if self.input_fd is not None and self._watching:
             self.host.watch(self.input_fd, None)
         self._watching = False
@@ -441,7 +441,7 @@ class Uart(Device):
             data = os.read(self.input_fd, self._room)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:  # A terminal whose other end has gone.
+        except OSError:  # The terminal's other end is closed.
             data = b""
         if data:
             self.receive(data)

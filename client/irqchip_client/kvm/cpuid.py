@@ -1,8 +1,8 @@
-"""A guest's CPUID: all that KVM supports, changed as it must be for local APICs that are irqchipd's.
+"""A guest's CPUID: the leaves that KVM supports, changed for irqchipd's local APICs.
 
-Of KVM's own leaves (Documentation/virt/kvm/x86/cpuid.rst) it shows the features that need no APIC of KVM's: the clock,
-from which Linux has the TSC's frequency without measuring it against the PIT, and that an access to port 80h is no
-delay. The name "KVMKVMKVM" also lets Linux use x2APICs without a unit that remaps interrupts
+Of KVM's own leaves (Documentation/virt/kvm/x86/cpuid.rst), a guest sees the features that need no APIC of KVM's: the
+clock, and the feature that an access to port 80h is no delay. The clock gives Linux the TSC's frequency without a
+measurement against the PIT. The name "KVMKVMKVM" also lets Linux use x2APICs without a unit that remaps interrupts
 (arch/x86/kernel/apic/apic.c, try_to_enable_x2apic).
 """
 
@@ -41,7 +41,7 @@ class Package:
     """The processors: one package, in which each vCPU is a core with one thread.
 
     ids      all the APIC IDs
-    tsc_khz  the TSC's frequency, which a TSC-deadline timer goes by; 0 for none
+    tsc_khz  the frequency of the TSC, by which a TSC-deadline timer counts; 0: there is no such timer
     """
 
     ids: Sequence[int]
@@ -53,7 +53,7 @@ class Package:
 
     @property
     def id_bits(self) -> int:
-        """How many bits of an APIC ID are the number of the core."""
+        """The number of bits of an APIC ID that are the core's number."""
         return max(self.ids).bit_length()
 
 
@@ -67,7 +67,7 @@ def supported_cpuid(kvm: int) -> list[Leaf]:
 
 
 def vcpu_cpuid(supported: Sequence[Leaf], vcpu: int, package: Package) -> bytearray:
-    """struct kvm_cpuid2 of a vCPU: a bytearray, as fcntl.ioctl takes at most 1,024 bytes that it may not write to."""
+    """struct kvm_cpuid2 of a vCPU. A bytearray, because fcntl.ioctl takes at most 1,024 bytes of a read-only buffer."""
     leaves = list(vcpu_leaves(supported, vcpu, package))
     return bytearray(CPUID_HEADER.pack(len(leaves), 0) + b"".join(CPUID_ENTRY.pack(*leaf) for leaf in leaves))
 
@@ -88,12 +88,12 @@ def vcpu_leaves(supported: Sequence[Leaf], vcpu: int, package: Package) -> Itera
             yield function, 0, 0, TIMING if package.tsc_khz else FEATURES, *leaf[4:]
         elif function == FEATURES:
             yield function, 0, 0, leaf[3] & NEEDS_NO_APIC, 0, 0, 0
-    if package.tsc_khz:  # As VMware, QEMU and FreeBSD have it.
+    if package.tsc_khz:  # Like VMware, QEMU and FreeBSD.
         yield TIMING, 0, 0, package.tsc_khz, BUS_KHZ, 0, 0
 
 
 def physical_address_bits(supported: Sequence[Leaf]) -> int:
-    """MAXPHYADDR. SDM volume 3, 4.1.4: 36 where CPUID does not say."""
+    """MAXPHYADDR. SDM volume 3, 4.1.4: 36 if CPUID does not report it."""
     return next((leaf[3] & 0xFF for leaf in supported if leaf[0] == ADDRESS_SIZES), 36)
 
 
@@ -109,10 +109,10 @@ def _leaf(leaf: Leaf, vcpu: int, package: Package) -> Leaf:
     several = package.cores > 1
     match function:
         case 0:
-            eax = max(eax, EXTENDED_TOPOLOGY)  # It comes with an x2APIC.
+            eax = max(eax, EXTENDED_TOPOLOGY)  # A processor with an x2APIC has this leaf.
         case 1:
             ebx = ebx & 0xFFFF | min(1 << package.id_bits, 0xFF) << 16 | (vcpu & 0xFF) << 24
-            # A hypervisor's leaves are looked for only with its bit, which KVM leaves to the VMM.
+            # Guests look for a hypervisor's leaves only if this bit is set. KVM leaves the bit to the VMM.
             ecx = (ecx | X2APIC | HYPERVISOR) & ~TSC_DEADLINE_TIMER | (TSC_DEADLINE_TIMER if package.tsc_khz else 0)
             edx = (edx | APIC) & ~HTT | (HTT if several else 0)
         case _ if function in (CACHES, AMD_CACHES) and eax & 0x1F:
@@ -142,7 +142,7 @@ def _topology(function: int, vcpu: int, package: Package) -> Iterator[Leaf]:
 
 
 def _frequency(leaf: Leaf, tsc_khz: int) -> Leaf:
-    """Intel's leaves. Linux takes the crystal's frequency for that of the local APIC timer, so it is BUS_KHZ.
+    """Intel's leaves. The crystal has BUS_KHZ, because Linux takes its frequency for the local APIC timer's.
 
     Linux (tsc.c native_calibrate_tsc) multiplies kHz and the numerator in 32 bits.
     """

@@ -1,7 +1,7 @@
 """INT3, INTO, INT n and IRET at ring 0, for a KVM that emulates a guest: KVM's emulator has them in real mode only.
 
-A processor that virtualises all of a guest does not need this. Where this can't help either, as with rings and tasks,
-KVM's error stands.
+A processor that virtualises all of a guest does not need this module. For instructions beyond this module, such as
+those that change rings or tasks, KVM's error stands.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Instruction(Enum):
 
 
 class BeyondError(Exception):
-    """An instruction that this can't execute."""
+    """An instruction that this module can't execute."""
 
 
 class NotPresentError(Exception):
@@ -114,7 +114,7 @@ class State:
         return selector
 
     def check_present(self, selector: int) -> None:
-        """NotPresentError where a gate's code segment is not."""
+        """NotPresentError if a gate's code segment is not present."""
         if selector != self.selector("cs"):
             entry = self._descriptor(selector)
             if entry & IS_SEGMENT and entry & IS_CODE and not entry & PRESENT:
@@ -162,7 +162,7 @@ def next_instruction(state: State) -> Instruction:
 
 
 def execute(fd: int, memory: GuestMemory) -> int | None:
-    """Executes the vCPU's next instruction, and returns the flags after it. None for an instruction beyond this."""
+    """Executes the vCPU's next instruction, and returns the flags after it. None if this module can't execute it."""
     state = state_of(fd, memory)
     if state.narrow:
         return None

@@ -76,7 +76,7 @@ class _State(ctypes.Structure):
         ("page", ctypes.c_uint64),
         ("base", ctypes.c_uint64),
         ("address", ctypes.c_uint64),
-        ("looks", ctypes.c_uint64),  # all ones where KVM does not exit at the window that was requested
+        ("looks", ctypes.c_uint64),  # all ones if KVM does not exit at the window that was requested
         ("answered", ctypes.c_uint64),
         ("fd", ctypes.c_uint64),
         ("copied", ctypes.c_uint8 * 32),  # a bit for each of the page's 256 registers
@@ -84,7 +84,7 @@ class _State(ctypes.Structure):
 
 
 class Entry:
-    """A vCPU's entries into its guest. Close it before what it was made of.
+    """A vCPU's entries into its guest. Close it before the objects that it uses.
 
     exact  whether KVM exits at the very window that was requested; if not, every exit returns to Python while a window
            is requested
@@ -110,7 +110,7 @@ class Entry:
 
     @property
     def answered(self) -> int:
-        """How many reads it has answered."""
+        """The number of reads that the machine code has answered."""
         return 0 if self._state is None else self._state.answered
 
     def enter(self) -> None:
@@ -119,7 +119,7 @@ class Entry:
             run_ioctl(self._fd, Request.RUN)
             return
         apic = self._apic
-        if apic.base != self._base:  # It has learned where its registers are.
+        if apic.base != self._base:  # The shared page has a new IA32_APIC_BASE.
             self._state.base = self._base = apic.base
             self._state.address = apic.address & (1 << 64) - 1
         if result := self._function(self._argument):

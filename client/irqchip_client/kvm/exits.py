@@ -1,4 +1,4 @@
-"""A guest's accesses: the exits of KVM_RUN that are one, and their handling."""
+"""Handles those exits of KVM_RUN that are a guest's accesses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 READ = 0  # kvm_run.io.direction
 _WHOLE = frozenset((1, 2, 4, 8))  # lengths of an access that comes in one part
 _unpack_mmio, _pack_quad = Run.MMIO.unpack_from, QWORD.pack_into
-MAX_BATCH = 256  # operations of a string, or fewer where the daemon allows no more
+MAX_BATCH = 256  # operations of a string; fewer if the daemon's limit is lower
 
 
 class Exits:
@@ -65,7 +65,7 @@ class Exits:
             self._write_string(port, size, run[at : at + size * count])
 
     def mmio(self) -> None:
-        """A load or store where there is no RAM. An access across pages comes in parts, of any length."""
+        """A load or store outside of RAM. An access across pages comes in parts, of any length."""
         run = self._run
         address, data, length, is_write = _unpack_mmio(run, Run.UNION)
         if not is_write and length in _WHOLE:

@@ -51,7 +51,7 @@ class Request(IntEnum):
 
 
 class Cap(IntEnum):
-    """KVM_CAP_*: what a kernel must have."""
+    """KVM_CAP_*: the capabilities that a kernel must have."""
 
     IMMEDIATE_EXIT = 136
     X86_USER_SPACE_MSR = 188
@@ -113,7 +113,7 @@ MSRS = struct.Struct("<II IIQ")  # struct kvm_msrs of one
 ENABLE_CAP = struct.Struct("<II4Q64x")  # capability, flags, arguments
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, guest physical address, size, address
 MEMORY_REGION_READONLY = 1 << 1  # a guest's store is an exit for MMIO
-SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and that
+SIGNAL_MASK = struct.Struct("<IQ")  # length of the kernel's sigset_t, and the sigset_t
 DEBUGREGS = struct.Struct("<7Q72x")  # DR0 to DR3, DR6, DR7, flags
 GUEST_DEBUG = struct.Struct("<I4x8Q")  # control, the debug registers
 GUEST_DEBUG_ENABLE, GUEST_DEBUG_STEP, GUEST_DEBUG_BREAK = 1 << 0, 1 << 1, 1 << 17
@@ -126,23 +126,23 @@ MSR_FILTER_READ, MSR_FILTER_WRITE = 1 << 0, 1 << 1
 MSR_EXIT_INVALID, MSR_EXIT_FILTERED = 1 << 0, 1 << 2  # KVM_MSR_EXIT_REASON_*
 
 VCPU_EVENTS_SIZE, NMI_MASKED_AT = 64, 14
-NMI_PENDING_AT, INJECTED_AT = 13, (0, 3, 8, 12)  # of an exception, its pending too, an interrupt and an NMI
+NMI_PENDING_AT, INJECTED_AT = 13, (0, 3, 8, 12)  # of exception, exception.pending, interrupt, nmi
 # struct kvm_vcpu_events in which nothing waits, with KVM_VCPUEVENT_VALID_NMI_PENDING and _SHADOW.
 NO_EVENTS = struct.pack("<16x I I 40x", 0, 1 | 4)
 
 
 def ioctl(fd: int, request: Request, argument: int | bytes | bytearray = 0) -> int:
-    """Does it, and gives its result. The error of the kernel's errno where that refuses."""
+    """Makes an ioctl, and returns its result. A refusal raises the error of the kernel's errno."""
     try:
         result = fcntl.ioctl(fd, request, argument)
     except OSError as error:
         number = error.errno or 0
         raise make_error(number, f"KVM_{request.name}: {os.strerror(number)}") from None
-    return result if isinstance(result, int) else 0  # Of bytes fcntl.ioctl returns those.
+    return result if isinstance(result, int) else 0  # For a bytes argument, fcntl.ioctl returns bytes.
 
 
 def set_tss_addr(vm: int, address: int) -> None:
-    """KVM_SET_TSS_ADDR, whose argument is an address itself: fcntl.ioctl takes none from 2 GiB on."""
+    """KVM_SET_TSS_ADDR, whose argument is an address itself: fcntl.ioctl refuses addresses from 2 GiB on."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.ioctl(vm, ctypes.c_ulong(Request.SET_TSS_ADDR), ctypes.c_ulong(address)):
         number = ctypes.get_errno()

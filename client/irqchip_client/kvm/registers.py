@@ -87,7 +87,7 @@ class Registers:
         self._set(regs, sregs)
 
     def where(self) -> str:
-        """The place of the next instruction, for people."""
+        """The place of the next instruction, for a message."""
         regs, sregs = self._get()
         rip, base, selector = _code(regs, sregs)
         cr0 = QWORD.unpack_from(sregs, CR0_AT)[0]

@@ -33,7 +33,7 @@ class Stepping:
         self._break: int | None = None
 
     def step(self) -> bool:
-        """Makes the next KVM_RUN execute one instruction. Returns False where there were too many steps."""
+        """Makes the next KVM_RUN execute one instruction. Returns False after too many steps."""
         self._count()
         self._set(not self._spent)
         return self._on
@@ -74,13 +74,13 @@ class Stepping:
 
 
 def _now() -> tuple[float, float]:
-    """The machine's time, and the thread's, seconds."""
+    """The machine's and the thread's time, in seconds."""
     return time.monotonic(), time.thread_time()
 
 
 @functools.cache
 def windows_are_exact() -> bool:
-    """Tries whether this machine's KVM exits for a window that is two instructions wide."""
+    """Tests whether this machine's KVM exits for a window that is two instructions wide."""
     try:
         with trial(WINDOW) as (fd, run):
             run[Run.REQUEST_INTERRUPT_WINDOW] = 1

@@ -1,4 +1,4 @@
-"""Tries what this machine's KVM does with a few instructions."""
+"""Executes a few instructions on this machine's KVM, to learn what KVM does with them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRIES = 10  # signals for this process may end a trial too early
 def trial(code: bytes) -> Iterator[tuple[int, mmap.mmap]]:
     """A vCPU of a VM of its own, before the first instruction in protected mode; its descriptor and its kvm_run.
 
-    IrqchipError where KVM can't be used.
+    IrqchipError if KVM can't be used.
     """
     with ExitStack() as stack:
         memory = stack.enter_context(GuestMemory(2 * ENTRY))
@@ -37,7 +37,7 @@ def trial(code: bytes) -> Iterator[tuple[int, mmap.mmap]]:
 
 
 def first_exit(fd: int, run: mmap.mmap) -> int | None:
-    """The reason of the first exit; None if signals ended every try. OSError where KVM refuses to run."""
+    """The reason of the first exit; None if signals ended every try. OSError if KVM refuses to run."""
     for _ in range(TRIES):
         try:
             run_ioctl(fd, Request.RUN)

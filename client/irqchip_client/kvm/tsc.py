@@ -1,9 +1,9 @@
 """The guest's time stamp counter, which is KVM's, and IA32_TSC_DEADLINE, which irqchipd's timer serves.
 
-A deadline is a value of the guest's TSC. irqchipd's timer goes by the TSC that irqchipd has for the vCPU. So before a
-deadline is set, irqchipd's TSC is set to the guest's, if the two may differ: the guest may have written its own, by
-IA32_TSC or IA32_TSC_ADJUST, which is no exit. Both count at the same frequency, or CPUID hides the timer. The register
-then has what the guest wrote, or 0 once the timer has expired, as a snapshot and any other client see it.
+A deadline is a value of the guest's TSC. irqchipd's timer counts by irqchipd's TSC of the vCPU. So before a deadline is
+set, irqchipd's TSC is set to the guest's, if the two may differ: the guest may have written its own, by IA32_TSC or
+IA32_TSC_ADJUST, which is no exit. Both count at the same frequency, or CPUID hides the timer. The register then has
+the guest's value, or 0 once the timer has expired. Snapshots and other clients see the same.
 
 irqchipd's TSC is set a little after the guest's is read, so it is behind the guest's by that time. A timer is late by
 that time, and never early.
@@ -34,7 +34,7 @@ NEAR = 2_000  # nanoseconds that irqchipd's TSC may differ from the guest's befo
 def guest_tsc_khz() -> int:
     """The frequency of guests' TSCs on this machine's KVM: pass it to Client.create_vm() as tsc_khz.
 
-    0 where a guest on KVM can't have a TSC-deadline timer of irqchipd's: KVM does not know the frequency, or it does
+    0 if a guest on KVM can't have a TSC-deadline timer of irqchipd's: KVM does not know the frequency, or it does
     not report the guest's deadlines. Linux's KVM on Intel processors takes some of them itself (vmx.c, its fast path).
     """
     try:
@@ -53,7 +53,7 @@ class Deadline:
         self._session = session
         self._id = vcpu
         self._khz = khz
-        self._ahead: int | None = None  # what irqchipd's TSC was set to, less what the host's clock was then, in ticks
+        self._ahead: int | None = None  # irqchipd's TSC less the host's clock, at the last setting; in ticks
 
     def set(self, deadline: int) -> None:
         """WRMSR of IA32_TSC_DEADLINE; 0 stops the timer."""

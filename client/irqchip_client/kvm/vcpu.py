@@ -46,7 +46,7 @@ class KvmVcpu(X86Adapter):
     local  devices of this process, which get accesses before the daemon; called in the thread of run()
     exits  counts the guest's exits; None: nothing does
 
-    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
+    vCPU 0 begins as after RESET, unless start() was called; the others wait for INIT and SIPI. It has a Session for
     its operations, another for its events, on which a thread waits, and a third for events that it causes itself.
     Close it, or use it in a with statement.
     """
@@ -63,7 +63,7 @@ class KvmVcpu(X86Adapter):
             khz = info.tsc_khz if not info.virtual and info.tsc_khz == guest_tsc_khz() else 0
             package = Package([*info.vcpus] if vcpu in info.vcpus else [*info.vcpus, vcpu], khz)
             ioctl(self._fd, Request.SET_CPUID2, vcpu_cpuid(kvm.cpuid, vcpu, package))
-            # What CPUID does not show, KVM does not do.
+            # KVM does nothing that CPUID does not show.
             ioctl(self._fd, Request.ENABLE_CAP, ENABLE_CAP.pack(Cap.ENFORCE_PV_FEATURE_CPUID, 0, 1, 0, 0, 0))
             super().__init__(vm, vcpu, made, exits)
             recorder = self._recorder
@@ -105,7 +105,7 @@ class KvmVcpu(X86Adapter):
             Exit.INTERNAL_ERROR: self._internal_error,
             Exit.X86_RDMSR: self._exits.rdmsr,
             Exit.X86_WRMSR: self._exits.wrmsr,
-            # The loop checks their reasons anyway.
+            # The loop reads the states that these exits report.
             Exit.IRQ_WINDOW_OPEN: _nothing,
             Exit.INTR: _nothing,
             Exit.SET_TPR: _nothing,
@@ -141,7 +141,7 @@ class KvmVcpu(X86Adapter):
             *(self._apic, self._exits, self._handlers),
         )
         while True:
-            # take() first: what other threads set after it kicks again.
+            # take() first: a thread that sets a flag after it kicks again.
             if kick.pending:
                 kick.take()
                 if self._stop.is_set():
@@ -177,10 +177,10 @@ class KvmVcpu(X86Adapter):
                 self._look()
 
     def _look(self) -> None:
-        """After a store, which may interrupt the guest itself: takes the events that it caused, if any.
+        """Takes the events that have come.
 
-        The interrupt must come before the next instruction, as with the processor's own APIC. The thread that waits
-        for events would be too late.
+        After a store, which may interrupt the guest itself, the interrupt must come before the next instruction, as
+        with the processor's own APIC. The thread that waits for events would be too late.
         """
         exits, stepping = self._exits, self._stepping
         if self._causes is None:
@@ -218,13 +218,12 @@ class KvmVcpu(X86Adapter):
             if interrupt is None:
                 run[Run.REQUEST_INTERRUPT_WINDOW] = 0
                 return stepping is not None and self._held and self._step(stepping)
-            self._vector = interrupt.vector
+            self._hold(interrupt)
+        assert self._vector is not None
         ioctl(self._fd, Request.INTERRUPT, DWORD.pack(self._vector))
         self._vector = None
-        # KVM holds one. No event announces a further one: ask again when this is delivered.
-        run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
-        run[Run.REQUEST_INTERRUPT_WINDOW] = 1
-        self._interrupted = True
+        run[Run.READY_FOR_INTERRUPT_INJECTION] = 0  # KVM holds an interrupt.
+        run[Run.REQUEST_INTERRUPT_WINDOW] = self._interrupted
         return False
 
     def _find_nmi_window(self, stepping: Stepping) -> None:
@@ -292,7 +291,7 @@ class KvmVcpu(X86Adapter):
         try:
             while True:
                 run_ioctl(self._fd, Request.RUN)
-                self._handlers.get(run[Run.EXIT_REASON], _nothing)()  # Another part of the same.
+                self._handlers.get(run[Run.EXIT_REASON], _nothing)()  # Another part of the same access.
         except InterruptedError:
             pass
         finally:
@@ -302,6 +301,7 @@ class KvmVcpu(X86Adapter):
         super()._forget()
         ioctl(self._fd, Request.SET_VCPU_EVENTS, NO_EVENTS)
         self._run[Run.READY_FOR_INTERRUPT_INJECTION] = 0
+        self._run[Run.REQUEST_INTERRUPT_WINDOW] = self._interrupted
         self._apic.learn()
 
     def _listen(self) -> None:
@@ -314,7 +314,7 @@ class KvmVcpu(X86Adapter):
                     if self._apic.cr8:
                         self._kick.kick()
                     continue
-                if self._causes is None:  # else the vCPU's thread takes the events from there
+                if self._causes is None:  # otherwise the vCPU's thread takes the events of _causes
                     interrupt, signal = announced_by([event])
                     if interrupt:
                         self._interrupted = self._announced = True
@@ -341,7 +341,7 @@ class KvmVcpu(X86Adapter):
         reason = self._run[Run.EXIT_REASON]
         what = describe(reason, self._run)
         if reason == Exit.SHUTDOWN and self._registers.as_reset:  # KVM: svm.c shutdown_interception
-            what += "; this processor lost where, and KVM has reset the vCPU"
+            what += "; this processor lost the place, and KVM has reset the vCPU"
         raise self._guest_error(what)
 
     def _guest_error(self, what: str) -> GuestError:

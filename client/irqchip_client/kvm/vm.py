@@ -34,7 +34,7 @@ from .ioctls import (
 
 DEVICE = "/dev/kvm"
 IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
-# Accesses that KVM would answer itself, and must not.
+# Accesses that KVM would answer itself, and must not answer.
 REPORTED = ((MSR_FILTER_WRITE, IA32_APIC_BASE), (MSR_FILTER_READ | MSR_FILTER_WRITE, IA32_TSC_DEADLINE))
 
 # From here to 4 GiB a PC has its IOAPIC, local APICs and firmware, and no RAM.
@@ -45,7 +45,7 @@ IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
 
 
 def why_not() -> str | None:
-    """The reason why no KvmVm can be made here; None where one can be made."""
+    """The reason why this machine can't have a KvmVm; None if it can."""
     try:
         kvm = _open()
         try:
@@ -58,7 +58,7 @@ def why_not() -> str | None:
 
 
 class KvmVm:
-    """A VM of this machine's KVM, with a guest's RAM and ROM. IrqchipError where there is no KVM, or it is too old.
+    """A VM of this machine's KVM, with a guest's RAM and ROM. IrqchipError if KVM is missing or too old.
 
     Needs access to /dev/kvm, and Linux 5.10, whose KVM reports a guest's accesses to the APIC's MSRs.
 
@@ -121,7 +121,7 @@ class KvmVm:
 
 
 def _open() -> int:
-    """A descriptor of /dev/kvm. IrqchipError where it is not there, not for this user, or too old."""
+    """A descriptor of /dev/kvm. IrqchipError if /dev/kvm is missing, not accessible or too old."""
     if platform.machine() != "x86_64":
         raise IrqchipError(ENOSYS, f"KVM guests are x86, and this machine is {platform.machine()}")
     try:
@@ -131,5 +131,5 @@ def _open() -> int:
     lacks = [cap.name for cap in Cap if not ioctl(kvm, Request.CHECK_EXTENSION, cap)]
     if lacks or ioctl(kvm, Request.GET_API_VERSION) != API_VERSION:
         os.close(kvm)
-        raise IrqchipError(ENOSYS, f"this KVM is too old, Linux 5.10 is needed; it lacks {', '.join(lacks) or 'all'}")
+        raise IrqchipError(ENOSYS, f"this KVM is older than Linux 5.10's: it lacks {', '.join(lacks) or 'all'}")
     return kvm

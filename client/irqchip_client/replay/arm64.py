@@ -17,7 +17,7 @@ SYSREGS = {
 } | {"MPIDR": arm64.sysreg(3, 0, 0, 0, 5)}
 
 UNDEFINED = "fault 0x2000000"  # a guest's undefined instruction: ESR_EL1
-UNCLAIMED = "mmio exit"  # a guest's access where nothing in the kernel is
+UNCLAIMED = "mmio exit"  # a guest's access at an address that nothing in the kernel claims
 
 
 def _is_route(entry: Any) -> bool:

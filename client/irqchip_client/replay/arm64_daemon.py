@@ -18,7 +18,7 @@ from .arm64 import SYSREGS, UNCLAIMED, UNDEFINED
 from .traces import Done, Mismatch, Trace, as_expected
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
-# What no Session has, what needs a descriptor, and KVM_IRQ_LINE: methods of _Player.
+# Operations that no Session has, those that need a descriptor, and KVM_IRQ_LINE: methods of _Player.
 ALONE = frozenset(
     (
         *("new_vm", "create_irqchip", "create_device", "device_addr", "check_extension", "irq_line", "set_gsi_routing"),
@@ -170,12 +170,12 @@ class _Player:
         return self._client.check_extension(capability, Architecture.ARM64, self._host)
 
     def _irq_line(self, irq: int, level: int) -> int:
-        """KVM_IRQ_LINE, of the VM and not of the Session: a resampled irqfd lowers what it has raised, too."""
+        """KVM_IRQ_LINE, of the VM and not of the Session: a resampled irqfd also lowers a line that this raised."""
         line = self._vm.line(irq)
         return line.raise_() if level else line.lower()
 
     def _set_gsi_routing(self, table: Sequence[Sequence[Any]], flags: int) -> int | str:
-        if flags:  # No message has KVM's flags of a table, of which there is none: what is refused first is a dead VM.
+        if flags:  # No message has a table's flags, because KVM refuses all. But it refuses a dead VM first.
             self._vm.check_vm_extension(0)
             return "-EINVAL"
         request = pb.SetGsiRoutingRequest(entries=[_route(*entry) for entry in table])
@@ -204,7 +204,7 @@ class _Player:
         return 0
 
     def _irqfd_resampled(self, slot: int) -> int:
-        self._session.run([ops.get_gsi_routing()])  # what the daemon has done before has its effects
+        self._session.run([ops.get_gsi_routing()])  # waits for the effects of earlier operations
         try:
             return os.eventfd_read(self._slot(slot).resamplefd)
         except BlockingIOError:
@@ -212,7 +212,7 @@ class _Player:
 
 
 def _answering(call: Call[Any], answer: Callable[[Any], Any]) -> Call[Any]:
-    """The same call, its result read as the traces have it."""
+    """The same call, with its result in the traces' form."""
     return Call(call.operation, call.request, lambda response: answer(call.parse(response)))
 
 

@@ -35,7 +35,7 @@ class Slot:
 
 
 class Arm64Player:
-    """What executes each operation on a VM, and returns the answer in the traces' form."""
+    """Executes each operation on a VM, and returns the answer in the traces' form."""
 
     vm: Arm64Vm
 
@@ -77,7 +77,7 @@ class Arm64Player:
             return f"-{error.reason}"
 
     def new_vm(self) -> int:
-        """Begin anew. Time stands still: no answer depends on it."""
+        """Begin with a new VM. Time stands still: no answer depends on it."""
         self.vm = Arm64Vm("replay", clock=VirtualClock(), version=self._gic)
         self.slots: dict[int, Slot] = {}
         self._shared = LineSource(SHARED)
@@ -138,7 +138,7 @@ class Arm64Player:
         return 0
 
     def irqfd(self, slot: int, gsi: int, flags: int) -> int | str:
-        """KVM_IRQFD, as PortEventfds has it, with eventfds that are numbers."""
+        """KVM_IRQFD, as in PortEventfds, with numbers in the place of eventfds."""
         self.vm.check_alive()
         if flags & ~(DEASSIGN | RESAMPLE):
             raise invalid(f"flags {flags:#x} of an irqfd")
@@ -150,7 +150,7 @@ class Arm64Player:
             return 0
         added = self.vm.add_irqfd(self._shared, gsi, one.resample if flags & RESAMPLE else None)
         if one.irqfd is not None:
-            # KVM finds out that the eventfd is in use only behind the resampler.
+            # KVM reports an eventfd that is in use only after it has found the resampler.
             self.vm.remove_irqfd(added)
             return "-EBUSY"
         one.irqfd = added

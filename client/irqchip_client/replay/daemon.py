@@ -19,7 +19,7 @@ from .x86 import LAPIC_REGISTERS, LAPIC_VECTORS, msr_answer, pit_answer
 
 VmCall = Callable[..., Coroutine[Any, Any, Any]]
 
-# Well below what a daemon takes as one message, or gives as results (irqchipd --max-message).
+# Well below the daemon's limit on messages and results (irqchipd --max-message).
 BATCH_BYTES = 1 << 18
 # The results that are large.
 RESULT_BYTES = {"get_irqchip": 1 << 9, "get_lapic": 1 << 11, "get_pit": 1 << 9}
@@ -47,7 +47,7 @@ async def _replay_all(target: str | None, jobs: int, traces: Sequence[Trace], do
             async with asyncio.TaskGroup() as group:
                 for _ in range(jobs):
                     group.create_task(work(client))
-        except ExceptionGroup as failures:  # One has cancelled the others; it is the first.
+        except ExceptionGroup as failures:  # The first failure has cancelled the other traces.
             raise failures.exceptions[0] from None
         finally:
             await _sweep(client, prefix)
@@ -69,7 +69,7 @@ async def _replay(client: aio.Client, name: str, trace: Trace) -> list[Mismatch]
 
 
 async def _sweep(client: aio.Client, prefix: str) -> None:
-    """Deletes what traces that were cut short, by Ctrl-C say, have left: even a VM whose creation was not answered."""
+    """Deletes the VMs of traces that were cut short, by Ctrl-C say: even a VM whose creation was not answered."""
     with suppress(IrqchipError):
         for vm in await client.vms():
             if vm.name.startswith(prefix):
@@ -104,7 +104,7 @@ class _Pipeline:
         ]
 
     async def _ack_lapic(self, vcpu: int) -> None:
-        """As it was recorded, for KVM_SET_LAPIC's side effects. What to set can't be known before it was got."""
+        """As it was recorded, for KVM_SET_LAPIC's side effects. The new state depends on the state that is read."""
         await self._add(_answering(ops.get_lapic(vcpu), _take))
         await self._send()
         taken = (await self._sent[-1])[-1]
@@ -112,7 +112,7 @@ class _Pipeline:
             await self._add(_answering(ops.set_lapic(vcpu, taken.page), lambda _: taken.vector))
 
     async def _alone(self, call: VmCall, *arguments: Any) -> None:
-        """A call that is made on the VM: it waits for the operations before it, and those after it wait for it."""
+        """Makes a call on the VM: it waits for the operations before it, and those after it wait for it."""
         await self._send()
         if self._sent:
             await self._sent[-1]
@@ -141,7 +141,7 @@ class _Pipeline:
 
 
 def _answering(call: Call[Any], answer: Callable[[Any], Any]) -> Call[Any]:
-    """The same call, its response read as the traces have it."""
+    """The same call, with its response in the traces' form."""
     return Call(call.operation, call.request, answer)
 
 
@@ -164,7 +164,7 @@ def _msr_answer(response: pb.MsrReadResponse | pb.MsrWriteResponse) -> int | str
     return msr_answer(response.claimed, response.fault, value)
 
 
-# Every operation but ack_lapic, which is two, and those of VM_CALLS: the call that has its answer.
+# The call for each operation, except ack_lapic, which is two calls, and those of VM_CALLS.
 CALLS: dict[str, Callable[..., Call[Any]]] = {
     "pio_read": lambda vcpu, port, size: _answering(ops.pio_read(vcpu, port, size), lambda r: r.data),
     "pio_write": lambda vcpu, port, size, value: _answering(ops.pio_write(vcpu, port, value, size), lambda _: None),
@@ -193,7 +193,7 @@ async def _create_pit(vm: aio.Vm, flags: int) -> int:
     return 0
 
 
-# The operations that no Session has: what makes each on the VM, and returns the answer in the traces' form.
+# The operations that no Session has: functions that make each on the VM, and return the answer in the traces' form.
 VM_CALLS: dict[str, VmCall] = {"create_pit": _create_pit}
 
 _SVR_ENABLED = 1 << 8

@@ -26,7 +26,7 @@ def replay_all(traces: Sequence[Trace], done: Done) -> None:
 
 
 def replay(trace: Trace) -> list[Mismatch]:
-    """Runs a trace to its end, whatever it finds, and returns every operation that was answered otherwise."""
+    """Runs a trace to its end, even after mismatches, and returns every operation with another answer."""
     if trace.gic is not None:
         return _replay_arm64(trace, trace.gic)
     execute = executors(new_vm(trace.vcpus))
@@ -52,7 +52,7 @@ def _replay_arm64(trace: Trace, gic: int) -> list[Mismatch]:
 
 
 def new_vm(vcpus: int) -> X86Vm:
-    """What a trace starts from. Time stands still: no answer depends on it."""
+    """The VM from which a trace starts. Time stands still: no answer depends on it."""
     vm = X86Vm("replay", clock=VirtualClock())
     vm.create_irqchip()
     for vcpu in range(vcpus):
@@ -67,7 +67,7 @@ def _read(value: Access | int | None) -> int:
 
 
 def executors(vm: X86Vm) -> dict[str, Callable[..., Any]]:
-    """What executes each operation on a VM, and returns the answer in the traces' form."""
+    """Functions that execute each operation on a VM, and return the answer in the traces' form."""
 
     def pio_read(vcpu: int, port: int, size: int) -> int:
         return _read(vm.pio_read(vcpu, port, size))

@@ -1,4 +1,4 @@
-"""What an argument of a trace's operation may be."""
+"""The kinds of arguments of a trace's operations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """What an argument may be."""
+    """The values that an argument may have."""
 
     description: str
     accepts: Callable[[Any], bool]

@@ -1,4 +1,4 @@
-"""Golden traces: what the kernel answered to a sequence of operations, one JSON object a line.
+"""Golden traces: sequences of operations with the kernel's answers, one JSON object a line.
 
     {"family": "pic", "seed": 1, "vcpus": 1, "ops": [["irq_line", 4, 1, 1], ["take_extint", 0, null]]}
 
@@ -34,7 +34,7 @@ class TraceError(Exception):
 
 
 class Operation(NamedTuple):
-    """An operation and what the kernel answered."""
+    """An operation, and the kernel's answer."""
 
     name: str
     arguments: list[Any]
@@ -57,7 +57,7 @@ class Trace:
 
     @property
     def architecture(self) -> str:
-        """Whose operations these are."""
+        """The architecture of the operations."""
         return "x86" if self.gic is None else "arm64"
 
 
@@ -76,7 +76,7 @@ class Mismatch:
 
     @property
     def operation(self) -> Operation:
-        """What was done, and what the kernel answered."""
+        """The operation, with the kernel's answer."""
         return self.trace.operations[self.number]
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Mismatch:
         )
 
 
-Done = Callable[[Trace, list[Mismatch]], None]  # Told of every trace that has run to its end.
+Done = Callable[[Trace, list[Mismatch]], None]  # Called for every trace that has run to its end.
 
 
 def as_json(value: Any) -> str:
@@ -101,7 +101,7 @@ def _shorten(text: str) -> str:
 
 
 def _where(expected: Any, actual: Any) -> str:
-    """Where two answers that are too long to compare by eye differ."""
+    """The places in which two long answers differ."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         names = [name for name in actual if name not in expected or expected[name] != actual[name]]
         names += [name for name in expected if name not in actual]
@@ -116,7 +116,7 @@ def _where(expected: Any, actual: Any) -> str:
 
 
 def load_traces(path: Path) -> list[Trace]:
-    """The traces of a .jsonl or .jsonl.gz file. TraceError where it can't be read or a line is malformed."""
+    """The traces of a .jsonl or .jsonl.gz file. TraceError if it can't be read or a line is malformed."""
     traces = []
     try:
         for at, line in enumerate(_lines(path), 1):
@@ -146,16 +146,16 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def parse_trace(line: bytes | str) -> Trace:
-    """One line. TraceError where it is malformed."""
+    """One line. TraceError if it is malformed."""
     try:
         found = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError: what is not JSON, not UTF-8, or a monstrous number
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a monstrous number
         raise TraceError(f"is not JSON: {error}; write one object a line") from error
     return as_trace(found)
 
 
 def as_trace(found: Any) -> Trace:
-    """What a line holds. TraceError where it is malformed."""
+    """The trace in a line's JSON value. TraceError if it is malformed."""
     if not isinstance(found, dict):
         raise TraceError("is not a JSON object")
     family, seed, vcpus, ops = (found.get(name) for name in ("family", "seed", "vcpus", "ops"))
@@ -185,9 +185,7 @@ def _operations(operations: Operations, ops: Iterable[Any]) -> Iterator[Operatio
             wanted = f"{', '.join(kinds)} and the answer" if kinds else "the answer"
             raise TraceError(f"operation {at}: {name} takes {wanted}, not {len(arguments)} values")
         answer = arguments.pop()
-        if isinstance(
-            answer, bool | float
-        ):  # Python's true is equal to 1, which no answer of the kernel's is meant by.
+        if isinstance(answer, bool | float):  # No answer of the kernel's is true, which equals 1 in Python.
             raise TraceError(f"operation {at}: an answer can't be {as_json(answer)}")
         for (argument, kind), value in zip(kinds.items(), arguments, strict=True):
             if not kind.accepts(value):

@@ -62,7 +62,7 @@ LAPIC_REGISTERS = {
 }
 LAPIC_VECTORS = ("isr", "tmr", "irr")
 
-# get_pit's fields of a channel, by everybody's names, and the bits of status: those that do not depend on the time.
+# get_pit's fields of a channel, by the kernel's names, and the bits of status: those that do not depend on the time.
 PIT_FIELDS = (
     "count",
     "count_latched",
@@ -88,7 +88,7 @@ def pit_answer(channels: Iterable[Any], flags: int) -> list[Any]:
 
 
 def msr_answer(claimed: bool, fault: bool, value: int | None) -> int | str | None:
-    """What msr_read and msr_write answer; the kernel claims every register."""
+    """The answer of msr_read and msr_write; the kernel claims every register."""
     if not claimed:
         return "unclaimed"
     return "GP" if fault else value

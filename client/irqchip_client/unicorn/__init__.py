@@ -9,7 +9,7 @@
             cpu.start(Start(StartMode.PROTECTED, entry=0x1000))
             cpu.run()  # until cpu.stop()
 
-docs/unicorn.md says what it supports, and what it does not.
+docs/unicorn.md lists the features that it supports, and those that it lacks.
 """
 
 try:

@@ -2,9 +2,9 @@
 
 uc_emu_stop() from another thread is not sound in Unicorn 2.1.4: it takes effect also between the parts of an
 instruction that accesses memory, which is then executed again, and `add [counter], 1` adds twice. At the start of a
-block it is sound, and a block hook is called there. Written in Python it would cost a microsecond or two for every few
-instructions that the guest executes; so it is a few instructions of the host's machine code, which looks at two words
-of memory, and calls uc_emu_stop() itself.
+block it is sound, and Unicorn calls a block hook there. A hook in Python would cost a microsecond or two for every few
+instructions of the guest. So the hook is a few instructions of the host's machine code, which look at two words of
+memory, and call uc_emu_stop() themselves.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _X86_64 = bytes.fromhex(
 
 
 class Window(NamedTuple):
-    """When a guest takes interrupts: some bits of a register are not all as when it does not.
+    """The guest takes interrupts while some bits of a register differ from `closed`.
 
-    register  Unicorn's number of it
+    register  its number in Unicorn
     mask      the bits
-    closed    their values while the guest takes none
+    closed    their values while the guest takes no interrupts
     """
 
     register: int
@@ -96,11 +96,11 @@ class _State(ctypes.Structure):
 class Breaker:
     """Stops one emulator: on request, and after a while, SLICE_NS as a rule.
 
-    A thread that waited for events instead, and stopped it, would have to get a processor first: for milliseconds the
-    scheduler leaves it to the emulator, where there are few.
+    A thread that waits for events and stops the emulator would need a processor first. With few processors, the
+    scheduler leaves them to the emulator for milliseconds.
 
     window  when the guest takes interrupts
-    native  whether its hook is machine code; where the host is another or has no executable memory, it is Python
+    native  whether the hook is machine code; it is Python on another host, and without executable memory
     """
 
     def __init__(self, uc: Uc, window: Window = INTERRUPT_FLAG, *, native: bool = True) -> None:
@@ -116,7 +116,7 @@ class Breaker:
             _add_block_hook(uc, ctypes.addressof(self._code), ctypes.addressof(self._state))
 
     def stop(self) -> None:
-        """Stops the emulator at the next block, or if it does not run, at the first. From any thread."""
+        """Stops the emulator at the next block, or at the first if it does not run. From any thread."""
         self._state.stop_now = 1
 
     def clear(self) -> None:
@@ -125,7 +125,7 @@ class Breaker:
 
     @property
     def stopped(self) -> bool:
-        """Whether it has stopped the emulator since clear()."""
+        """Whether the breaker has stopped the emulator since clear()."""
         return bool(self._state.stopped)
 
     @property
@@ -190,7 +190,7 @@ def _address(function: Callable[..., object]) -> int:
 
 
 def _add_block_hook(uc: Uc, code: int, data: int) -> None:
-    """Uc.hook_add() with machine code: the binding takes Python alone."""
+    """Uc.hook_add() with machine code: the binding takes only Python functions."""
     handle = ctypes.c_size_t()
     library: Any = uclib
     error = library.uc_hook_add(

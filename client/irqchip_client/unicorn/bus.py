@@ -30,7 +30,7 @@ class Bus:
         return CountedAccesses(make(devices), self._recorder)
 
     def _counted(self, kind: str) -> AbstractContextManager[None]:
-        """Counts what the body handles as an exit, if there is a Recorder."""
+        """Counts the body as an exit, if there is a Recorder."""
         return nullcontext() if self._recorder is None else self._recorder.exit(kind)
 
     def mmio_read(self, address: int, size: int) -> int:
@@ -55,13 +55,13 @@ class Bus:
         return (1 << 8 * size) - 1
 
     def _raise_failure(self) -> None:
-        """Raises the error that an access had."""
+        """Raises the error of an access, if there was one."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
     def _wrote(self) -> None:
-        """After a write, which may interrupt the guest itself, soon: an event would come too late."""
+        """After a write that may soon interrupt the guest itself: an event would come too late."""
         self._interrupted = True
         self._breaker.stop_at_window()
         self._breaker.spent()

@@ -1,4 +1,4 @@
-"""What Unicorn is given of a guest of any architecture: memory, and the addresses where there is none."""
+"""Gives Unicorn a guest's memory, and takes the accesses elsewhere. The same for all architectures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from irqchip_client.vmm.memory import GuestMemory
 
 
 class Unsupported(Exception):  # noqa: N818 - the fact, not an error of ours
-    """Something that this adapter can't do, as the message says."""
+    """The guest needs something that this adapter can't do; the message names it."""
 
 
 class MemoryBus(Protocol):
@@ -29,7 +29,7 @@ def map_guest(uc: Uc, memory: GuestMemory, end: int, bus: MemoryBus) -> None:
     """
     uc.mem_map_ptr(memory.start, memory.size, UC_PROT_ALL, memory.host_address)
     for rom in memory.roms:
-        # A copy in Unicorn's own memory: where it maps ours, it stores in spite of the protection.
+        # A copy in Unicorn's own memory: Unicorn stores into memory of ours in spite of the protection.
         uc.mem_map(rom.address, rom.size, UC_PROT_READ | UC_PROT_EXEC)
         uc.mem_write(rom.address, rom.read(rom.address, rom.size))
     if memory.roms:
@@ -55,7 +55,7 @@ def _map_mmio(uc: Uc, start: int, end: int, bus: MemoryBus) -> None:
 
 
 class Register:
-    """A register, read and written the short way: the binding's takes several microseconds."""
+    """A register, read and written without the binding, which takes several microseconds."""
 
     def __init__(self, uc: Uc, number: int) -> None:
         self._value = ctypes.c_uint64()

@@ -1,4 +1,4 @@
-"""What all vCPU adapters have in common: everything but guest code and what is of one architecture."""
+"""The base of all vCPU adapters: everything but guest code and the parts of one architecture."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .exit_stats import CountedSession, ExitStats, Recorder
 if TYPE_CHECKING:
     from irqchip_client import Halt, Session, Vm
 
-StartT = TypeVar("StartT")  # where a vCPU starts
+StartT = TypeVar("StartT")  # a vCPU's state at its start
 
 
 class Adapter(Generic[StartT]):
     """A vCPU that executes a guest, on one thread at a time. Close it, or use a with statement."""
 
     def __init__(self, vm: Vm, vcpu: int, made: ExitStack, exits: ExitStats | None = None) -> None:
-        """`made` closes what the adapter is made of. The adapter keeps it as `_made` when it is complete.
+        """`made` closes the adapter's parts. The adapter keeps it as `_made` when it is complete.
 
-        exits  counts the guest's exits; None: nothing does
+        exits  counts the guest's exits; None: no counting
         """
         self.id = vcpu
         self._recorder: Recorder | None = None if exits is None else exits.recorder()
@@ -37,7 +37,7 @@ class Adapter(Generic[StartT]):
         self._halt: Halt | None = None  # under way
         # The vCPU executes nothing: it is in HLT or WFI, or waits to be started.
         self._idle = False
-        # The daemon may have an interrupt for it.
+        # The daemon may have an interrupt for the vCPU.
         self._interrupted = False
         self._stop = threading.Event()
         self._closed = False
@@ -83,7 +83,7 @@ class Adapter(Generic[StartT]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # Each adapter has its own of these.
+    # Each adapter implements these.
 
     def _execute(self) -> None:
         """Executes guest code until _stop is set."""
@@ -102,17 +102,17 @@ class Adapter(Generic[StartT]):
         raise NotImplementedError
 
     def _close(self) -> None:
-        """Closes what the adapter is made of: no thread runs it."""
+        """Closes the adapter's parts. No thread runs the vCPU."""
         self._made.close()
 
-    # The same in all.
+    # All adapters share these.
 
     def _begin(self) -> None:
-        """Before the vCPU executes: events that came while it did not run were not heard."""
+        """Before the vCPU executes: events that came while the vCPU did not run were not heard."""
         self._interrupted = True
 
     def _wait(self, interrupts_masked: bool) -> None:
-        """Executes nothing until there is something to take, or until stop()."""
+        """Executes nothing until an interrupt or a signal can be taken, or until stop()."""
         self._halt = halt = self._session.begin_halt(self.id, interrupts_masked=interrupts_masked)
         try:
             if self._stop.is_set():  # stop() may have come before _halt was set.
@@ -129,7 +129,7 @@ class Adapter(Generic[StartT]):
 
     @contextmanager
     def _not_running(self) -> Iterator[None]:
-        """Keeps the vCPU from running meanwhile. Busy, SessionClosed."""
+        """Keeps the vCPU from running during the body. Busy, SessionClosed."""
         if not self._running.acquire(blocking=False):
             raise Busy(errno.EBUSY, f"vCPU {self.id} runs already")
         try:

@@ -1,4 +1,4 @@
-"""An arm64 machine: where its parts are, what makes it, and its boot images: an ELF file, or Linux's Image."""
+"""An arm64 machine: its layout, its creation, and its boot images (an ELF file, or Linux's Image)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .device_tree import Node, Value, address, flatten
 from .memory import PAGE, GuestMemory
 from .start import Arm64Start
 
-# Where QEMU's virt board has them; the serial port is a 16550A, and not a PL011. The GIC: irqchip_client.arm64.
+# The addresses of QEMU's virt board; the serial port is a 16550A, and not a PL011. The GIC: irqchip_client.arm64.
 RAM: Final = 0x4000_0000
 SERIAL: Final = 0x0900_0000
 SERIAL_LINE: Final = spi(1)
@@ -39,7 +39,7 @@ EM_AARCH64: Final = 183
 
 
 def is_arm64(image: bytes) -> bool:
-    """Whether it is an arm64 ELF file or Linux's Image for arm64."""
+    """Whether the image is an arm64 ELF file or Linux's Image for arm64."""
     if is_elf(image):
         return len(image) >= ELF_MACHINE.size and ELF_MACHINE.unpack_from(image)[1] == EM_AARCH64
     return len(image) >= IMAGE_HEADER.size and IMAGE_HEADER.unpack_from(image)[-1] == IMAGE_MAGIC
@@ -57,13 +57,13 @@ def load_arm64(
 ) -> Arm64Start:
     """Puts an image into a guest's memory, and returns how the vCPU starts: with a device tree's address in x0.
 
-    vcpus, gic, virtio  what the device tree says of the machine; virtio_places() finds its virtio devices
+    vcpus, gic, virtio  the machine that the device tree describes; virtio_places() finds its virtio devices
 
-    The device tree is at the end of the memory, and the initrd before it. InvalidArgument for what is no arm64 image,
-    and where the memory has no room for it.
+    The device tree is at the end of the memory, and the initrd before it. InvalidArgument for another format, and for
+    too little memory.
     """
     if not is_arm64(image):
-        raise bad_image("it is no ELF file for arm64, and not Linux's Image for it")
+        raise bad_image("it is neither an ELF file for arm64 nor Linux's Image for arm64")
     if is_elf(image):
         entry, segments = elf_segments(image)
     else:
@@ -90,7 +90,7 @@ def load_arm64(
 
 
 def virtio_places(vm: Vm) -> list[Place]:
-    """The default places of the SDK's virtio devices at which some device has claimed its registers."""
+    """The default places of the SDK's virtio devices at which a device has claimed its registers."""
     claimed = {region.address for session in vm.info().sessions for region in session.regions}
     return [place for place in ARM64 if place.address in claimed]
 
@@ -151,9 +151,9 @@ def _virtio(place: Place) -> Node:
 
 @contextmanager
 def create_arm64_machine(client: Client, name: str = "", vcpus: int = 1, gic: int = 3) -> Iterator[Vm]:
-    """A VM with vCPUs, of which the first is on, and a GICv2 or a GICv3. It is deleted in the end.
+    """A VM with vCPUs (only the first is on) and a GICv2 or a GICv3. The end of the `with` deletes the VM.
 
-    AlreadyExists where the name is taken.
+    AlreadyExists if another VM has the name.
     """
     vm = client.create_vm(name, ephemeral=True, architecture=Architecture.ARM64, gic=GicHost(version=gic))
     try:
@@ -162,5 +162,5 @@ def create_arm64_machine(client: Client, name: str = "", vcpus: int = 1, gic: in
         vm.create_gic(version=gic)
         yield vm
     finally:
-        with suppress(NotFound, Unavailable):  # as somebody deleted it, or the daemon has gone
+        with suppress(NotFound, Unavailable):  # another client deleted the VM, or the daemon has ended
             vm.delete()

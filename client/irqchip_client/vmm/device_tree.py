@@ -1,4 +1,4 @@
-"""A flattened device tree, which tells a guest what its machine has. Devicetree Specification 0.4, chapter 5."""
+"""A flattened device tree: a machine's description for its guest. Devicetree Specification 0.4, chapter 5."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def address(*numbers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node: a value is a text, texts, cells of 32 bits, bytes, or None for a property that is only there."""
+    """A node. A property's value is a text, texts, cells of 32 bits, bytes, or None for an empty property."""
 
     name: str
     properties: Mapping[str, Value]
@@ -29,7 +29,7 @@ class Node:
 
 
 def flatten(root: Node) -> bytes:
-    """The tree as a guest reads it."""
+    """The tree in the form that a guest reads."""
     strings = bytearray()
     places: dict[str, int] = {}
     structure = bytearray()

@@ -1,8 +1,8 @@
-"""Counts a guest's exits, as `perf kvm stat` does: how many of each kind, how long they took, and who answered them.
+"""Counts a guest's exits, as `perf kvm stat` does: the number of each kind, their times and their answerers.
 
-An adapter that is given ExitStats notes each exit in a Recorder of its own. Who answered an exit is known from what was
-called during the exit: a device of this process, the registers of the local APIC that this process shares, or the
-daemon. Without ExitStats, none of this is called.
+An adapter that is given ExitStats notes each exit in a Recorder of its own. A device of this process, the local APIC's
+shared registers or the daemon answers the exit, through a class that notes the answerer. Without ExitStats, none of
+this is called.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ IO_READ, IO_WRITE, MMIO_READ, MMIO_WRITE = "io read", "io write", "mmio read", "
 MSR_READ, MSR_WRITE = "msr read", "msr write"
 HALT = "halt"
 _OF_A_REGISTER = {"sysreg_read", "sysreg_write"}  # operations
-MAX_ROWS: Final = 1000  # of a vCPU: a guest chooses the addresses
+MAX_ROWS: Final = 1000  # of a vCPU: bounded, because a guest chooses the addresses
 
 
 class Answerer(Enum):
-    """Who answered an exit."""
+    """The part that answered an exit."""
 
     NOBODY = "the vCPU"
     DEVICE = "a device here"
@@ -46,7 +46,7 @@ class ExitCount:
 
     at          the port, the address or the number of the register; None for an exit without one, and for those beyond
                 the first MAX_ROWS
-    operations  the batches of operations that the daemon executed for them
+    operations  the batches of operations that the daemon executed for these exits
     """
 
     kind: str
@@ -65,12 +65,12 @@ _Key = tuple[str, int | None, Answerer]
 class Recorder:
     """The exits of one vCPU. For the thread that runs the vCPU.
 
-    by  who answers the exit that is under way, if anybody has
+    by  the answerer of the current exit, as far as known
     """
 
     def __init__(self) -> None:
         self.by: Answerer | None = None
-        self._what: tuple[str, int | None] | None = None  # the exit that is under way
+        self._what: tuple[str, int | None] | None = None  # the current exit
         self._began = 0
         self._operations = 0
         self.counts: dict[_Key, list[int]] = {}  # number, total, shortest, longest, operations
@@ -83,7 +83,7 @@ class Recorder:
         self._began = time.perf_counter_ns()
 
     def end(self) -> None:
-        """The guest goes on, or an exit is over. Nothing without a begin() before."""
+        """The guest goes on, or an exit is over. Without a begin() before, does nothing."""
         if self._what is None:
             return
         took = time.perf_counter_ns() - self._began
@@ -181,7 +181,7 @@ class CountedSession(Session):
 
 
 class CountedDevices:
-    """The LocalDevices of a vCPU's process; its LocalStrings, too, where they are."""
+    """The LocalDevices of a vCPU's process, with their LocalStrings if they have them."""
 
     def __init__(self, devices: LocalDevices, recorder: Recorder) -> None:
         self._devices = devices
@@ -237,7 +237,7 @@ class CountedLocalApic(LocalApic):
 
 
 class CountedAccesses(Accesses):
-    """The accesses of a vCPU for which each is an exit of its own."""
+    """The accesses of a vCPU. Each is counted as an exit of its own."""
 
     def __init__(self, accesses: Accesses, recorder: Recorder) -> None:
         self._accesses = accesses

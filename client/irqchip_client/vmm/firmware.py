@@ -1,8 +1,7 @@
 """A PC's firmware: an image in ROM that ends at 4 GiB, where the processor begins, and a copy of its end below 1 MiB.
 
-The copy below 1 MiB is in RAM, as when a PC's host bridge has turned its shadow RAM on: this machine has no host bridge
-for firmware to do it with. SeaBIOS (src/fw/shadow.c make_bios_writable) looks for one, reports that there is none, and
-takes the RAM as it is.
+The copy below 1 MiB is in RAM, as when a PC's host bridge has turned its shadow RAM on. This machine has no host
+bridge. SeaBIOS (src/fw/shadow.c make_bios_writable) looks for one, reports that it is missing, and takes the RAM as is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A PC's boot images: which format one has, and its loading. Each format has a file in boot/."""
+"""A PC's boot images: recognises and loads them. Each format has a file in boot/."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .boot.segments import bad_image
 from .memory import GuestMemory
 from .start import Start
 
-# A kernel may be in several formats: the first counts.
+# A kernel may match several formats: the first match counts.
 FORMATS: Final = (recognise_linux, recognise_multiboot, recognise_pvh)
 
 
 def parse_image(image: bytes, *, flat_address: int = BOOT_SECTOR) -> BootImage:
     """Linux's bzImage, a multiboot image or an ELF file with an entry for PVH; anything else is a flat binary.
 
-    flat_address  where a flat binary is loaded and entered, in 16-bit real mode
+    flat_address  the address at which a flat binary is loaded and entered, in 16-bit real mode
 
     InvalidArgument for an empty image, another ELF file, or one that is damaged.
     """
@@ -48,8 +48,8 @@ def load(
 ) -> Start:
     """Puts an image into a guest's memory, and returns how the first vCPU starts.
 
-    rsdp  the address of ACPI's root pointer, for formats that pass it on; None where a kernel has to look for it
+    rsdp  the address of ACPI's root pointer, for formats that pass it on; None if a kernel has to look for it
 
-    InvalidArgument where the memory has no room for it, or it is flat and has no use for an initrd or command line.
+    InvalidArgument for too little memory, and for a flat binary with an initrd or a command line.
     """
     return image.load(memory, Given(command_line, initrd, rsdp))

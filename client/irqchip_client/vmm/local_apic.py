@@ -1,8 +1,8 @@
 """The reads of a local APIC that the vCPU's process answers itself.
 
 The daemon keeps a copy of the registers that change only by an access or a command in a page that this process shares:
-see irqchip.lapic_page. The daemon changes the copy within the operation that changes the registers, whoever asks for
-that: ResetVm, SetLapic, an INIT, another client's access in the vCPU's name. So the guest's next read comes after
+see irqchip.lapic_page. The daemon changes the copy within the operation that changes the registers, for any
+operation: ResetVm, SetLapic, an INIT, another client's access in the vCPU's name. So the guest's next read comes after
 everything that any process has done or learned before it, also through the guest's memory. No event could give that
 order. A processor's virtual-APIC page works the same way: reading it is no exit, and no entry into the guest.
 
@@ -39,7 +39,7 @@ IA32_APIC_BASE: Final = 0x1B
 X2APIC_MSRS: Final = 0x800
 _X2APIC, _ENABLED, _ADDRESS = 1 << 10, 1 << 11, ~0xFFF  # of IA32_APIC_BASE
 _NOWHERE: Final = -PAGE_SIZE  # the register page of an APIC that has none in memory
-# The words of the page, by what is read: an offset in the register page, or a model-specific register.
+# The words of the page: by an offset in the register page, or by a model-specific register.
 _BY_OFFSET: Final = {offset: offset // 4 for offset in COPIED if offset != ICR_HIGH}
 _BY_MSR: Final = {X2APIC_MSRS + (offset >> 4): offset // 4 for offset in COPIED if offset not in (ICR_HIGH, ICR2, DFR)}
 _X2APIC_ICR: Final = X2APIC_MSRS + (ICR >> 4)
@@ -47,11 +47,11 @@ _SEQUENCE, _BASE = SEQUENCE_AT // 8, BASE_AT // 8
 
 
 class LocalApic:
-    """The shared registers of a vCPU's local APIC. A method returns None where the daemon has to be asked.
+    """The shared registers of a vCPU's local APIC. A method returns None if the daemon has to answer.
 
     page     the memory: see irqchip.lapic_page
-    base     the last IA32_APIC_BASE that a read has found there
-    address  of the register page, by that; a negative number while the registers are not in memory
+    base     the IA32_APIC_BASE of the last read
+    address  of the register page, by `base`; a negative number while the registers are not in memory
     """
 
     def __init__(self, page: mmap.mmap) -> None:
@@ -77,7 +77,7 @@ class LocalApic:
             return None
         if size == 4 and not offset & 3:
             return value
-        # The daemon answers a read that leaves the word.
+        # The daemon answers a read across words.
         return value >> 8 * (offset & 3) & (1 << 8 * size) - 1 if (offset & 3) + size <= 4 else None
 
     def read_msr(self, msr: int) -> int | None:
@@ -104,7 +104,7 @@ class LocalApic:
         return None if sequence & 1 or self._numbers[_SEQUENCE] != sequence else value
 
     def close(self) -> None:
-        """Unmaps the page. Nothing may read after this."""
+        """Unmaps the page. No thread may read after this."""
         self._numbers.release()
         self._words.release()
         self.page.close()
@@ -122,7 +122,7 @@ def share_local_apic(session: Session, vcpu: int, make: Callable[[mmap.mmap], Lo
     If the daemon cannot share them, for example over gRPC, or shares them with another process, every read goes to the
     daemon.
 
-    make  makes it of the page
+    make  makes the LocalApic from the page
     """
     if not CAN_BE_SHARED:
         return make(_no_copy(-1))

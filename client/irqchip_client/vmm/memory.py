@@ -20,7 +20,7 @@ PAGE = 4096
 class Rom:
     """Read-only memory of a guest: `data` from a guest physical address on, both multiples of 4096.
 
-    host_address  its address in this process, to map it into a guest
+    host_address  the address in this process, to map the ROM into a guest
     """
 
     def __init__(self, address: int, data: bytes) -> None:
@@ -36,20 +36,20 @@ class Rom:
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
     def read(self, address: int, length: int) -> bytes:
-        """Reads bytes, which must be in it."""
+        """Reads bytes, all of them within this ROM."""
         return self._memory[address - self.address : address - self.address + length]
 
 
 class GuestMemory:
-    """RAM: `size` bytes from a guest physical address on, both multiples of 4096. It is zero at first. And ROM.
+    """A guest's RAM, zero at first, and its ROM. RAM has `size` bytes from `start` on, both multiples of 4096.
 
     start         the guest physical address
     file          a descriptor of a file that is the RAM, of this size or more: processes with vCPUs of one guest share
                   it; by default the RAM is this process's
     notes         pages behind the RAM in the file, in which devices keep what outlives their processes
-    host_address  its address in this process, to map it into a guest
-    end           the first address behind it
-    memfd         a descriptor to share it by, if it is shareable(); else -1
+    host_address  the address in this process, to map the RAM into a guest
+    end           the first address behind the RAM
+    memfd         a descriptor with which processes share the RAM, if it is shareable(); else -1
     roms          what add_rom() has added
     """
 
@@ -85,7 +85,7 @@ class GuestMemory:
         return made
 
     def add_rom(self, address: int, data: bytes) -> None:
-        """Adds ROM, which a guest can't write. Call it before adapters are made. InvalidArgument if memory is there."""
+        """Adds ROM, which a guest can't write. Call it before adapters are made. InvalidArgument over other memory."""
         rom = Rom(address, data)
         taken = [(self.start, self.end), *((one.address, one.end) for one in self.roms)]
         if any(rom.address < end and start < rom.end for start, end in taken):
@@ -95,7 +95,7 @@ class GuestMemory:
         self.roms.append(rom)
 
     def rom_at(self, address: int, length: int) -> Rom | None:
-        """Returns the ROM that has all of these bytes."""
+        """The ROM that has all of these bytes, or None."""
         for rom in self.roms:
             if rom.address <= address <= address + length <= rom.end:
                 return rom
@@ -121,12 +121,12 @@ class GuestMemory:
         return self._view[address - self.start : address - self.start + length]
 
     def notes(self, number: int) -> memoryview | None:
-        """A page behind the RAM, which outlives the process of a device; None if there is none."""
+        """A page behind the RAM, which outlives the process of a device; None without such a page."""
         page = self._view[self.size + number * NOTES : self.size + (number + 1) * NOTES]
         return page if len(page) == NOTES else None
 
     def erase_notes(self) -> None:
-        """At a reset of the machine: what devices have noted is no longer true."""
+        """Erases the devices' notes, which a reset of the machine makes invalid."""
         self._view[self.size :] = bytes(len(self._view) - self.size)
 
     def flush(self, address: int, length: int) -> None:
@@ -139,7 +139,7 @@ class GuestMemory:
             written(address, length)
 
     def watch(self, written: Callable[[int, int], None]) -> None:
-        """Calls this with an address and a length after every write(), in the thread that writes."""
+        """Calls `written` with an address and a length after every write(), in the thread that writes."""
         self._watchers = (*self._watchers, written)
 
     def unwatch(self, written: Callable[[int, int], None]) -> None:
@@ -152,7 +152,7 @@ class GuestMemory:
             raise InvalidArgument(errno.EINVAL, f"{length} bytes at {address:#x} are not in a guest's memory {place}")
 
     def close(self) -> None:
-        """Frees the RAM. Nothing may map it any more."""
+        """Frees the RAM. No guest may have it mapped any more."""
         self._pointer = None
         self._view.release()
         memfd, self.memfd = self.memfd, -1

@@ -28,11 +28,11 @@ class Vcpus(Generic[StartT]):
         self._failures: list[BaseException] = []
 
     def start(self, start: StartT) -> None:
-        """Sets where the first begins."""
+        """Sets where the first vCPU begins."""
         self._first.start(start)
 
     def run(self) -> None:
-        """Runs the guest until stop(). Raises what the first vCPU to fail has raised."""
+        """Runs the guest until stop(). Raises the exception of the first vCPU that fails."""
         threads = [threading.Thread(target=self._run_other, args=(vcpu,), daemon=True) for vcpu in self._others]
         for thread in threads:
             thread.start()
@@ -60,11 +60,11 @@ class Vcpus(Generic[StartT]):
 
 @contextmanager
 def create_machine(client: Client, name: str = "", vcpus: int = 1, tsc_khz: int = 0) -> Iterator[Vm]:
-    """A VM with an irqchip, a PIT and vCPUs. It is deleted in the end, even if this process is killed.
+    """A VM with an irqchip, a PIT and vCPUs. The end of the `with` or of this process deletes it.
 
     tsc_khz  the frequency of the vCPUs' TSCs, as in Client.create_vm()
 
-    AlreadyExists where the name is taken.
+    AlreadyExists if another VM has the name.
 
     Its GSIs are routed as in QEMU's PC: GSI 0, the PIT's, to the IOAPIC's pin 2, and not to pin 0 as by
     create_irqchip().
@@ -78,7 +78,7 @@ def create_machine(client: Client, name: str = "", vcpus: int = 1, tsc_khz: int 
             vm.create_vcpu(vcpu)
         yield vm
     finally:
-        with suppress(NotFound, Unavailable):  # as somebody deleted it, or the daemon has gone
+        with suppress(NotFound, Unavailable):  # another client deleted the VM, or the daemon has ended
             vm.delete()
 
 
@@ -125,7 +125,7 @@ def local_devices(vm: Vm, devices: Sequence[Device], memory: GuestMemory | None 
 
 @contextmanager
 def time_limit(vcpus: Vcpus[Any], seconds: float | None) -> Iterator[threading.Event]:
-    """Stops the vCPUs after `seconds`, if that is a number: the event says whether it did."""
+    """Stops the vCPUs after `seconds`, unless that is None. The event is set once they were stopped."""
     over = threading.Event()
 
     def end() -> None:

@@ -44,7 +44,7 @@ class Start:
 
     @property
     def selectors(self) -> tuple[int, int]:
-        """Of the code segment, and of the others, except in real mode."""
+        """The selectors of the code segment and of the others. Not for real mode."""
         return (0x10, 0x18) if self.gdt else (0x08, 0x10)
 
 

@@ -1,4 +1,4 @@
-"""What the x86 vCPUs of KVM and of Unicorn have in common: the local APIC, INIT, SIPI, NMI and SMI."""
+"""The base of the x86 vCPUs of KVM and of Unicorn: the local APIC, INIT, SIPI, NMI and SMI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from irqchip_client._events import Event, InterruptPending, VcpuSignal
-from irqchip_client._model import Interrupt, MpState, Signal, SignalKind, Wake
+from irqchip_client._model import Interrupt, InterruptSource, MpState, Signal, SignalKind, Wake
 
 from .adapter import Adapter
 from .exit_stats import CountedLocalApic, ExitStats
@@ -35,7 +35,7 @@ class X86Adapter(Adapter[Start]):
         # An interrupt that is acknowledged, and not yet delivered to the guest.
         self._vector: int | None = None
 
-    # Each adapter has its own of these.
+    # Each adapter implements these.
 
     def _reset(self) -> None:
         """INIT: the registers are as after RESET."""
@@ -46,7 +46,11 @@ class X86Adapter(Adapter[Start]):
         raise NotImplementedError
 
     def _is_boot_cpu(self) -> bool:
-        """Whether IA32_APIC_BASE says so."""
+        """Whether IA32_APIC_BASE marks the boot CPU."""
+        raise NotImplementedError
+
+    def _look(self) -> None:
+        """Takes the events that have come, without waiting."""
         raise NotImplementedError
 
     def _take_nmi(self) -> None:
@@ -55,7 +59,7 @@ class X86Adapter(Adapter[Start]):
     def _take_smi(self) -> None:
         raise NotImplementedError
 
-    # The same in all.
+    # All adapters share these.
 
     def _begin(self) -> None:
         self._idle = self._idle or self._vcpu.mp_state() in _WAITS_FOR_STARTUP
@@ -70,8 +74,8 @@ class X86Adapter(Adapter[Start]):
     def _accept(self, wake: Wake) -> None:
         self._idle = False
         match wake:
-            case Interrupt(vector):
-                self._vector = vector
+            case Interrupt():
+                self._hold(wake)
             case Signal(SignalKind.NMI):
                 self._take_nmi()
             case Signal(SignalKind.SMI):
@@ -84,7 +88,13 @@ class X86Adapter(Adapter[Start]):
                 self._start_up(page)
                 self._forget()
             case Signal(SignalKind.UNHALT):
-                pass  # It goes on behind its HLT.
+                pass  # The vCPU goes on behind its HLT.
+
+    def _hold(self, interrupt: Interrupt) -> None:
+        """Keeps an interrupt that was acknowledged, until it is delivered."""
+        self._vector = interrupt.vector
+        if interrupt.source is not InterruptSource.LAPIC:  # The local APIC may have another, which comes right behind.
+            self._look()
 
     def _forget(self) -> None:
         super()._forget()

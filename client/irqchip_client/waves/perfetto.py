@@ -51,7 +51,7 @@ class _Timeline:
         self._values: dict[str, int] = {}
         self._flows = count(1)
         self._counts = {"lost events": 0, "coalesced interrupts": 0}
-        # The line that an operation drives now, and what it makes pending: by what accepts.
+        # The line that an operation drives now, and the interrupts that it makes pending.
         self._line: str | None = None
         self._accepting = False
         self._causes: dict[_Place, str] = {}
@@ -76,7 +76,7 @@ class _Timeline:
         self._events.sort(key=lambda event: event[:3])
         return [*self._metadata, *(event for *_, event in self._events)]
 
-    # What happens.
+    # The recorded events and changes.
 
     def _event(self, time: int, event: TraceEvent) -> None:
         fields = event.fields
@@ -115,7 +115,7 @@ class _Timeline:
         for name, value in values.items():
             if is_line(name) and value != before[name]:
                 self._drive(time, name, value)
-        # What ends first, so that a vector is in service after it was pending.
+        # Ends come first, so that a vector is in service after it was pending.
         chips = [(name, *name.rpartition(".")[::2]) for name in values if not is_line(name)]
         ended: dict[_Place, _Slice] = {}
         for name, chip, register in chips:
@@ -179,7 +179,7 @@ class _Timeline:
         self._values.clear()
         self._causes.clear()
 
-    # What the format has.
+    # The format's records.
 
     def _count(self, time: int, name: str, more: int) -> None:
         self._counts[name] += more

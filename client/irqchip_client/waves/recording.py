@@ -1,4 +1,4 @@
-"""A recording: what a Watch with probes has sent, in a temporary file, and the levels of the lines that follow."""
+"""A recording: the items of a Watch with probes, in a temporary file, and the levels of the lines that follow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINE_BITS = 64
 
 
 class Recording:
-    """What happened, in order. Reading begins anew each time; the temporary file is gone at the end of the `with`."""
+    """The recorded items, in order. Reading begins anew each time; the end of the `with` deletes the temporary file."""
 
     def __init__(self, vm: str, architecture: Architecture) -> None:
         self.vm = vm
@@ -35,7 +35,7 @@ class Recording:
         self._file.close()
 
     def add(self, item: Item) -> None:
-        """Record what a Watch gave."""
+        """Record an item of a Watch."""
         if isinstance(item, EventsDropped):
             self.lost += item.count
         else:
@@ -45,7 +45,7 @@ class Recording:
         pickle.dump(item, self._file, pickle.HIGHEST_PROTOCOL)
 
     def __iter__(self) -> Iterator[Item]:
-        """What was recorded. A line's edges within an operation, which no probe shows, are ProbesChanged here, too."""
+        """The recorded items. A line's edges within an operation, which no probe shows, are ProbesChanged here, too."""
         lines: dict[str, int] = {}
         self._file.seek(0)
         while True:

@@ -1,4 +1,4 @@
-"""Batches as records; irqchip/records.py says what they look like."""
+"""Batches as records; irqchip/records.py defines their layout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _without_record(number: int) -> Operation:
     return Operation(f"operation {number}", refuse, ())
 
 
-# By the number that is the first byte of a record. And what follows that.
+# By the number that is the first byte of a record. And the fields after the number.
 _OPERATIONS: Final = [RECORDS.get(number) or _without_record(number) for number in range(256)]
 _ARGUMENTS: Final = Struct("<x" + OPERATION.format.removeprefix("<B"))
 
@@ -90,7 +90,7 @@ class RecordBatch(Batch):
 
 
 def halt_result(outcome: Taken | Signal | None) -> Result:
-    """The result of a halt that an interrupt, a signal or the timeout has ended."""
+    """The result of a halt that ended with an interrupt, a signal or the timeout."""
     if isinstance(outcome, tuple):
         vector, controller = outcome
         return INTERRUPT, CONTROLLERS[controller], vector

@@ -24,7 +24,7 @@ class Room:
 class Recorder(Observer):
     """Has one method that is called for everything.
 
-    But what happens most is only counted while `only`, the one place that all tracepoints are written to, has no room.
+    While `only`, the one place to which all tracepoints are written, has no room, the frequent ones are only counted.
     """
 
     only: Room | None = None

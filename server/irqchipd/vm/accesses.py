@@ -21,8 +21,8 @@ MMIO_SIZES: Final = (1, 2, 4, 8)
 class Accesses(Vcpus):
     """The operations on a VM's buses."""
 
-    # None, or False, says that nothing claims the address. An Access waits for a region's owner. EDEADLK where that
-    # owner itself makes the access.
+    # None, or False: nothing claims the address. An Access waits for a region's owner. EDEADLK: the owner itself makes
+    # the access.
 
     def pio_read(self, vcpu: int, port: int, size: int, by: LineSource | None = None) -> Access | int | None:
         """A vCPU's IN of 1, 2 or 4 bytes."""
@@ -136,7 +136,7 @@ class Accesses(Vcpus):
         with self._turn:
             region = self._board.regions.shared_from(address)
             if region is None:
-                raise VmError(errno.ENOENT, f"no memory of the guest's is shared at {address:#x} or behind it")
+                raise VmError(errno.ENOENT, f"no guest memory is shared at {address:#x} or above it")
             return region
 
     def complete_access(self, source: LineSource, number: int, value: int, *, unanswered: bool = False) -> bool:
@@ -153,7 +153,7 @@ class Accesses(Vcpus):
 def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
     """The reason why an access is invalid."""
     if size not in sizes:
-        return invalid(f"an access's size is {', '.join(map(str, sizes))} bytes, and not {size}: use one of these")
+        return invalid(f"an access of {size} bytes is invalid: use {', '.join(map(str, sizes))} bytes")
     if address > limit:
         what = "port" if limit == MAX_PORT else "address"
         return invalid(f"{what} {address:#x} is out of range: use 0 to {limit:#x}")

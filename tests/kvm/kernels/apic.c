@@ -9,6 +9,12 @@ HANDLER(counts)
     count++;
     *apic(EOI) = 0;
 }
+HANDLER(ticks)
+{
+    if (++count == 4)
+        *apic(INITIAL) = 0; /* on a busy machine the next one would always be due */
+    *apic(EOI) = 0;
+}
 HANDLER(ends_by_msr)
 {
     count++;
@@ -104,6 +110,7 @@ static void priorities(void)
 
 static void timer(void)
 {
+    handle(0x50, ticks);
     *apic(DIVIDE) = 0xb;
     *apic(TIMER) = 0x50;
     count = 0;
@@ -116,7 +123,6 @@ static void timer(void)
     while (count < 4)
         wait();
     report("or over and over", 1);
-    *apic(INITIAL) = 0;
     *apic(TIMER) = MASKED;
     window();
 }

@@ -1,9 +1,12 @@
-/* A multiboot kernel's way to C: flat segments and a stack; in a 64-bit one long mode, and 4 GiB of 2 MiB pages. */
+/*
+ * A multiboot kernel's way to C: flat segments and a stack; in a 64-bit one long mode, and 4 GiB of 2 MiB pages.
+ * Other CPUs come the same way, from a copy of `sipi` in low memory, when `stack` and `begins` are theirs.
+ */
         .code32
         .section .boot, "ax"
         .long   0x1badb002, 0, -0x1badb002
         .globl  start
-start:  mov     $stack_end, %esp
+start:  mov     stack, %esp
         lgdt    gdt_register
         mov     $0x10, %eax
         mov     %eax, %ds
@@ -34,12 +37,36 @@ start:  mov     $stack_end, %esp
 #ifdef __x86_64__
         .code64
 #endif
-2:      call    kernel
+2:      call    *begins
         cli
         hlt
 
+        .code16
+        .globl  sipi, sipi_end
+sipi:                                   /* at a page below 1 MiB, with CS as its base */
+        cli
+        mov     %cs, %ax
+        mov     %ax, %ds
+        lgdtl   sipi_gdt_register - sipi
+        mov     %cr0, %eax
+        or      $1, %al
+        mov     %eax, %cr0
+        mov     $0x10, %ax
+        mov     %ax, %ds
+        ljmpl   $8, $start
+        .balign 8
+sipi_gdt_register:
+        .word   23
+        .long   sipi_gdt
+sipi_end:
+
         .data
         .balign 8
+        .globl  stack, begins
+stack:  .long   stack_end, 0
+begins: .long   kernel, 0
+sipi_gdt:
+        .quad   0, 0x00cf9b000000ffff, 0x00cf93000000ffff
 far:    .long   2b
         .word   8
 gdt:    .quad   0

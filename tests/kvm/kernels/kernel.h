@@ -64,7 +64,7 @@ static void gate(int vector, word handler, u16 flags)
 }
 static void handle(int vector, void (*handler)(struct frame *)) { gate(vector, (word)handler, 0x8e00); }
 
-static void set_up(void)
+static void load_idt(void)
 {
     struct {
         u16 limit;
@@ -72,6 +72,11 @@ static void set_up(void)
     } __attribute__((packed)) idt_register = {sizeof idt - 1, (word)idt};
 
     asm volatile("lidt %0" : : "m"(idt_register));
+}
+
+static void set_up(void)
+{
+    load_idt();
     outb(0x21, 0xff); /* the PICs are masked */
     outb(0xa1, 0xff);
 }

@@ -51,7 +51,7 @@ def test_an_empty_image_is_refused() -> None:
 
 @pytest.mark.parametrize("what", [{"command_line": "x"}, {"initrd": b"x"}])
 def test_a_flat_binary_has_no_use_for_a_command_line_or_an_initrd(memory: GuestMemory, what: dict[str, str]) -> None:
-    with pytest.raises(InvalidArgument, match="a flat binary is given no command line and no initrd"):
+    with pytest.raises(InvalidArgument, match="a flat binary takes no command line and no initrd"):
         load(memory, parse_image(CODE), **what)  # type: ignore[arg-type]
 
 

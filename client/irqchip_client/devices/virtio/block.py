@@ -61,7 +61,7 @@ class VirtioBlock(VirtioDevice):
     slot          the device's number among the machine's virtio devices, 0 to 7
     address, gsi  the registers and the line; by default those of the slot
     read_only     refuse writes
-    identity      what the guest reads as the disk's serial number, at most 20 characters
+    identity      the disk's serial number for the guest, at most 20 characters
 
     If the process ends during a request, the next process does the whole request again. The result is the same: the
     driver's requests are done in order, and each reads or writes whole sectors.
@@ -107,7 +107,7 @@ class VirtioBlock(VirtioDevice):
         return True
 
     def _serve(self, chain: Chain) -> int:
-        """Does a request. Returns how many bytes it wrote from the buffer's beginning on. BrokenQueueError."""
+        """Does a request. Returns the number of bytes that it wrote to the buffer's beginning. BrokenQueueError."""
         header = gather(self.ram, chain.readable, HEADER.size)
         if len(header) < HEADER.size or not chain.room:
             # 2.1.2: no answer is possible.
@@ -144,7 +144,7 @@ class VirtioBlock(VirtioDevice):
     def _transfer(
         self, move: Callable[[int, list[memoryview], int], int], sector: int, parts: Parts
     ) -> tuple[Result, int]:
-        """Reads or writes sectors: os.preadv or os.pwritev. Returns also how many bytes were moved."""
+        """Reads or writes sectors: os.preadv or os.pwritev. Returns also the number of bytes that were moved."""
         size = sum(length for _, length in parts)
         if size % SECTOR or size > MOST_BYTES or sector + size // SECTOR > self.capacity:
             return Result.IOERR, 0

@@ -33,7 +33,7 @@ class Feature(IntFlag):
 class VirtioConsole(VirtioDevice):
     """A console with one port.
 
-    output        a descriptor or a function for the guest's output; what it does not accept yet is tried again
+    output        a descriptor or a function for the guest's output; output that it does not accept yet is tried again
     input_fd      a descriptor of the guest's input, which is read only while the driver offers buffers
     slot          the device's number among the machine's virtio devices, 0 to 7
     address, gsi  the registers and the line; by default those of the slot
@@ -88,7 +88,7 @@ class VirtioConsole(VirtioDevice):
     # Output.
 
     def _transmit(self) -> bool:
-        if self._again.due is not None:  # the output is to be tried later
+        if self._again.due is not None:  # the output waits for another try
             return False
         queue = self.queues[TRANSMIT]
         chain = queue.pop()

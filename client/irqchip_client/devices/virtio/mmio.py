@@ -1,4 +1,4 @@
-"""What all virtio devices have: the registers of the MMIO transport, status, features and queues. Sections 2 and 4.2.
+"""The common parts of all virtio devices: the MMIO transport's registers, status, features, queues. Sections 2 and 4.2.
 
 The newest draft of the standard, 1.4, adds VIRTIO_F_SUSPEND, which is here as well.
 """
@@ -147,7 +147,7 @@ class VirtioDevice(Device):
     slot          the device's number among the machine's virtio devices; see places.py
     address, gsi  the registers and the line; by default those of the slot on the VM's architecture
     device_id     the type of device: section 5
-    features      the features of its type that it offers
+    features      the features of its type
     queues        the number of queues
 
     The line is high while InterruptStatus has a bit.
@@ -182,7 +182,7 @@ class VirtioDevice(Device):
         self._notes: Notes | None = None
         self._published: Published | None = None
         self._go_on = self.timer(self._use_all)
-        # Why the device last needed a reset.
+        # The reason why the device last needed a reset.
         self.broken = ""
         self._complaints = MOST_COMPLAINTS
         self.config_generation = 0
@@ -190,7 +190,7 @@ class VirtioDevice(Device):
         self.place(Architecture.X86)
 
     def place(self, architecture: Architecture) -> None:
-        """Puts registers and line where the architecture's machines have them, unless the constructor was told."""
+        """Puts registers and line at the architecture's default place, except those that the constructor was given."""
         default = (ARM64 if architecture is Architecture.ARM64 else PC)[self.slot]
         start = default.address if self._address is None else self._address
         self._line.gsi = default.gsi if self._gsi is None else self._gsi
@@ -206,18 +206,18 @@ class VirtioDevice(Device):
 
     @property
     def config(self) -> bytes:
-        """The configuration space, as the driver reads it."""
+        """The configuration space that the driver reads."""
         raise NotImplementedError
 
     def write_config(self, offset: int, value: int, size: int) -> None:
         """The driver's write to the configuration space. By default it is ignored."""
 
     def use(self, number: int) -> bool:
-        """Uses the next buffer of a queue. Returns False if there is none that can be used now. BrokenQueueError."""
+        """Uses the next buffer of a queue. Returns False if no buffer can be used now. BrokenQueueError."""
         raise NotImplementedError
 
     def queue_ended(self, number: int) -> None:
-        """Called when a queue's buffers are no longer the device's. Override this to forget buffers in progress."""
+        """Called when the device loses a queue's buffers. Override this to forget buffers in progress."""
 
     # The state.
 
@@ -307,7 +307,7 @@ class VirtioDevice(Device):
         self._keep()
 
     def needs_reset(self, why: str) -> None:
-        """The device can't go on: 2.1.2."""
+        """Stops the device until its driver resets it: 2.1.2."""
         if self._complaints:  # a guest can cause any number of them
             self._complaints -= 1
             log.warning("%s needs a reset by its driver: %s", self.name, why)
@@ -357,7 +357,7 @@ class VirtioDevice(Device):
         elif not self.status & (Status.DRIVER_OK | NOT_LIVE):
             # 3.1.1: a driver notifies only after DRIVER_OK. So the driver has set up an earlier process of this device,
             # and the state of that process was not kept.
-            self.needs_reset("a driver that has not set it up notifies it: its state was lost")
+            self.needs_reset("a driver notifies it that has not set it up: its state was lost")
 
     def _use_all(self) -> None:
         for number in range(len(self.queues)):

@@ -1,4 +1,4 @@
-"""A device's page in memory that outlives its process: what its next process needs to know, and what others read."""
+"""A device's page in memory that outlives its process: data for its next process, and for others to read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD: Final = struct.Struct("<3I")  # the state's number, its length in bytes, a
 
 
 class Notes:
-    """The newest of the states that were written. It is whole, even if the process was killed while it wrote."""
+    """The newest of the states that were written. It is complete, even if the process was killed during a write."""
 
     def __init__(self, page: memoryview) -> None:
         memory = page[:PUBLISHED]
@@ -22,7 +22,7 @@ class Notes:
         self._halves = (memory[:half], memory[half:])
 
     def read(self) -> Any:
-        """The newest state, as plain data; None if there is none."""
+        """The newest state, as plain data; None if there is no state."""
         written = [found for found in map(_content, self._halves) if found is not None]
         if not written:
             return None
@@ -62,12 +62,12 @@ class Published:
 
     @property
     def is_replaced(self) -> bool:
-        """Whether another process is the device, as this one was stopped for so long that it lost its regions."""
+        """Whether another process is the device: this one was stopped for so long that it lost its regions."""
         return self._words[OWNER] not in (0, self._token)
 
 
 def _content(half: memoryview) -> tuple[int, Any] | None:
-    """The number of a state, and the state; None if there is none, or only a part of it."""
+    """The number of a state, and the state; None for no state, or an incomplete one."""
     number, length, check = HEAD.unpack_from(half)
     data = bytes(half[HEAD.size : HEAD.size + length])
     if not number or len(data) != length or check != _check(number, data):

@@ -38,7 +38,7 @@ def gather(ram: Ram, parts: Parts, most: int) -> bytes:
 
 
 def scatter(ram: Ram, parts: Parts, data: bytes) -> int:
-    """Writes bytes to a buffer, as far as there is room, and returns how many. BrokenQueueError."""
+    """Writes bytes to a buffer, as far as it has room, and returns their number. BrokenQueueError."""
     done = 0
     for address, length in parts:
         piece = data[done : done + length]

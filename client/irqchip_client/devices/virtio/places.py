@@ -1,4 +1,4 @@
-"""Where a machine's virtio devices are by default. The machine describes these places to the guest.
+"""The default places of a machine's virtio devices. The machine describes these places to the guest.
 
 Each has a page of registers, and a level-triggered, active high line of its own, which no other device shares.
 """

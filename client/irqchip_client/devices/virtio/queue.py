@@ -1,10 +1,10 @@
-"""A split virtqueue, as a device uses it. Section 2.7.
+"""A split virtqueue, seen from the device. Section 2.7.
 
-The driver is hostile: its rings and descriptors may have any content, and change at any time. What breaks the rules
+The driver is hostile: its rings and descriptors may have any content, and change at any time. A breach of the rules
 raises BrokenQueueError, and no content makes the device do unbounded work.
 
-A device uses buffers in the order in which they were made available. So the used ring's index says how far a device
-came, and another process can continue from there.
+A device uses buffers in the order in which they were made available. So the used ring's index is the device's
+progress, and another process can continue from there.
 """
 
 from __future__ import annotations
@@ -124,15 +124,15 @@ class Virtqueue:
 
     @property
     def has_buffers(self) -> bool:
-        """Whether the driver has made a buffer available that was not taken."""
+        """Whether the driver has made a buffer available that the device has not taken."""
         return self._available[1] != self._next
 
     def end(self) -> None:
-        """The rings are not accessed any more."""
+        """Ends all accesses to the rings."""
         self.is_live = False
 
     def pop(self) -> Chain | None:
-        """Takes the next buffer; None where there is none. BrokenQueueError."""
+        """Takes the next buffer; None if there is no buffer. BrokenQueueError."""
         index = self._available[1]
         waiting = (index - self._next) % _INDICES
         if not waiting:
@@ -229,7 +229,7 @@ class Virtqueue:
 
 def _fence() -> None:
     """A full memory barrier between the accesses before it and those after it."""
-    # On x86 the acquisition of a lock is one. Elsewhere it takes a release before an acquisition.
+    # On x86, the acquisition of a lock is a full barrier. Elsewhere a release before an acquisition is one.
     for _ in range(1 if _IN_ORDER else 2):
         if _LOCK.acquire(False):
             _LOCK.release()

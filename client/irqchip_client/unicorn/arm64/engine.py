@@ -57,7 +57,7 @@ EL1_IS_AARCH64, EL1_IS_NOT_SECURE = 1 << 31, 1 << 10 | 1 << 8 | 1 << 0 | 0x30
 GENERAL = tuple(int(getattr(arm64, f"UC_ARM64_REG_X{number}")) for number in range(31))
 XZR = int(arm64.UC_ARM64_REG_XZR)
 
-# What UC_HOOK_INTR is called with: QEMU's EXCP_*.
+# The numbers with which Unicorn calls UC_HOOK_INTR: QEMU's EXCP_*.
 EXCP_UDEF, EXCP_HVC, EXCP_SMC = 1, 11, 13
 UNDEFINED = 0x0200_0000  # ESR_EL1 for an instruction that is undefined: an unknown reason
 
@@ -71,7 +71,7 @@ class Vector(Enum):
 
 
 class Exit(Enum):
-    """Why the emulator has stopped, if the guest has asked for it."""
+    """The reason for a stop that the guest has asked for."""
 
     WFI = auto()
     HVC = auto()
@@ -80,10 +80,10 @@ class Exit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RegisterAccess:
-    """The emulator stopped before an access to a system register that Unicorn has not.
+    """The emulator stopped before an access to a system register that Unicorn lacks.
 
     register  the general register's number for Unicorn
-    value     what it holds
+    value     the general register's value
     """
 
     sysreg: int
@@ -101,7 +101,7 @@ class GuestException:
 
 
 class Bus(MemoryBus, Protocol):
-    """Takes the accesses outside of RAM, and those of system registers that Unicorn has, too. It must not raise."""
+    """Takes the accesses outside of RAM, and those to system registers that Unicorn lacks. It must not raise."""
 
     def sysreg_read(self, register: int) -> int: ...
     def sysreg_write(self, register: int, value: int) -> None: ...
@@ -152,9 +152,9 @@ class Engine:
         self._uc.mem_unmap(self._memory.start, self._memory.size)
 
     def run(self) -> Exit | RegisterAccess | GuestException | None:
-        """Executes until the guest has something to be done. None where the breaker stopped it.
+        """Executes until the guest needs the adapter. None if the breaker stopped the emulator.
 
-        Unsupported for what the emulator can't execute.
+        Unsupported for code that the emulator can't execute.
         """
         uc = self._uc
         if self._stale:
@@ -164,7 +164,7 @@ class Engine:
         try:
             uc.emu_start(self.ip, 0)
         except UcError as error:
-            raise Unsupported(f"what Unicorn can't execute: {error}") from None
+            raise Unsupported(f"Unicorn can't execute its code: {error}") from None
         finally:
             self.ip = self._pc.read()
         if self._exit is None:
@@ -185,7 +185,7 @@ class Engine:
         uc.emu_stop()
 
     def _at_mrs(self, uc: UcAArch64, register: int, access: CpReg, _data: object) -> int:
-        """Whether the instruction has been executed here."""
+        """Returns whether the instruction has been executed here."""
         number = sysreg(access.op0, access.op1, access.crn, access.crm, access.op2)
         if number in REPLACED:
             value = self._bus.sysreg_read(number)
@@ -210,7 +210,7 @@ class Engine:
         return 0
 
     def _is_ours(self, number: int) -> bool:
-        """Whether an access is to the GIC's CPU interface, which EL0 has none of."""
+        """Whether an access is to the GIC's CPU interface, which EL0 can't access."""
         return is_icc(number) and bool(self._pstate.read() & EXCEPTION_LEVEL)
 
     # Registers.
@@ -234,7 +234,7 @@ class Engine:
         return self._pstate.read() & (IRQ | FIQ)
 
     def where(self) -> str:
-        """PC and exception level, for people."""
+        """PC and exception level, for a message."""
         return f"{self.ip:#x} at EL{(self._pstate.read() & EXCEPTION_LEVEL) >> 2}"
 
     def undefined(self) -> None:
@@ -242,7 +242,7 @@ class Engine:
         self.enter(Vector.SYNCHRONOUS, UNDEFINED)
 
     def enter(self, vector: Vector, syndrome: int | None = None, address: int | None = None) -> None:
-        """Takes an exception to EL1: D1.3.2. PC is where the guest goes on after it."""
+        """Takes an exception to EL1: D1.3.2. The guest goes on at PC after it."""
         pstate = self._pstate.read()
         if pstate & AARCH32:
             raise Unsupported("an exception from AArch32")

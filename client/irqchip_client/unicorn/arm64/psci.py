@@ -40,7 +40,7 @@ ON, OFF = 0, 1
 
 
 class Power(Protocol):
-    """What turns a machine and its vCPUs on and off. A guest names a vCPU by its affinity, the fields of MPIDR_EL1."""
+    """The power switches of a machine and its vCPUs. A guest names a vCPU by its affinity, the fields of MPIDR_EL1."""
 
     def is_on(self, affinity: int) -> bool | None:
         """Whether a vCPU is on. None if there is no such vCPU."""
@@ -53,7 +53,7 @@ class Power(Protocol):
 
 
 class Next(Enum):
-    """What the vCPU does after a call."""
+    """The vCPU's action after a call."""
 
     GO_ON = auto()
     SLEEP = auto()  # until an interrupt
@@ -62,7 +62,7 @@ class Next(Enum):
 
 
 def call(arguments: Sequence[int], power: Power) -> tuple[int, Next]:
-    """Executes a call with x0 to x3. Returns what x0 gets."""
+    """Executes a call with x0 to x3. Returns x0's new value, and what the vCPU does next."""
     function, *values = arguments
     function &= 0xFFFF_FFFF
     if function & SMC64:

@@ -1,7 +1,7 @@
-"""Why an exception has occurred. Unicorn keeps the syndrome and the address, and has no registers for them.
+"""The syndrome and the address of an exception. Unicorn keeps them, and has no registers for them.
 
 A Unicorn context is a copy of the processor's state, and its layout is private. So find_layout() lets an SVC execute,
-once a process, and looks for the SVC's syndrome. It raises ImportError where it does not find one place.
+once a process, and looks for the SVC's syndrome. It raises ImportError unless it finds exactly one place.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Syndrome:
 
     @property
     def value(self) -> int:
-        """As ESR_EL1 gets it."""
+        """The value for ESR_EL1."""
         return self._syndrome.value
 
     @property
     def address(self) -> int | None:
-        """As FAR_EL1 gets it; None for an exception that does not change that."""
+        """The value for FAR_EL1; None for an exception that does not change FAR_EL1."""
         return self._address.value if self.value >> 26 in WITH_ADDRESS else None
 
 
@@ -52,5 +52,5 @@ def find_layout() -> int:
     uc.emu_start(0, 0x800)
     places = [4 * at for at, (word,) in enumerate(iter_unpack("<I", bytes(uc.context_save()))) if word == SVC_SYNDROME]
     if len(places) != 1:
-        raise ImportError("irqchip_client.unicorn does not know this release of Unicorn: where it keeps the syndrome")
+        raise ImportError("this release of Unicorn is not supported: the place of the syndrome is unknown")
     return places[0]

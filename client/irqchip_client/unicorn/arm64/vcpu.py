@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Alone:
-    """The power switch of a vCPU whose machine's other vCPUs it can't turn on: they are on, or there are none.
+    """The power switch of a vCPU that can't turn on the machine's other vCPUs: they are on, or there are none.
 
     others     the affinities of vCPUs that are on
     turned_off called when the guest turns the machine off or resets it
@@ -43,7 +43,7 @@ class Alone:
         return True if affinity in self._others else None
 
     def turn_on(self, affinity: int, start: Arm64Start) -> bool:  # noqa: ARG002 - of psci.Power
-        """Not asked, as no vCPU is off."""
+        """Never called, as no vCPU is off."""
         return False
 
     def turn_off(self, *, reset: bool) -> None:  # noqa: ARG002 - of psci.Power
@@ -58,12 +58,13 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
     vm      irqchipd's VM for arm64, with a vCPU of this id that is initialised
     vcpu    the id
     local   devices of this process, which get accesses before the daemon; called in the thread of run()
-    power   what PSCI calls turn on and off; by default this vCPU is the only one
-    exits   counts the guest's accesses, waits and the like; None: nothing does
+    power   the switches for PSCI's calls; by default this vCPU is the only one
+    exits   counts the guest's accesses, waits and the like; None: no counting
 
     PSCI's CPU_OFF and SYSTEM_OFF end run().
 
-    start() says where it begins, and turns it on. It has a Session for its operations, and another for its events.
+    start() sets where the vCPU begins, and turns it on. The vCPU has a Session for its operations, and another for its
+    events.
     Close it before the memory, or use it in a with statement.
     """
 
@@ -148,7 +149,7 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
         signalled = self._read(ISR_EL1) & (IRQ | FIQ)
         if takable := signalled & ~masked:
             engine.enter(Vector.FIQ if takable & FIQ else Vector.IRQ)
-            signalled = IRQ | FIQ  # No event announces a further one, or the same if the handler leaves it.
+            signalled = IRQ | FIQ  # No event announces a further interrupt, or the same one if the handler leaves it.
         self._interrupted = bool(signalled)
         if signalled:
             breaker.narrow_window(signalled)
@@ -156,7 +157,7 @@ class UnicornArm64Vcpu(Bus, Adapter[Arm64Start]):
         else:
             breaker.ignore_window()
 
-    def _accept(self, wake: Wake) -> None:  # noqa: ARG002 - nothing is acknowledged: the guest reads which it is
+    def _accept(self, wake: Wake) -> None:  # noqa: ARG002 - the guest itself acknowledges
         self._idle = False
         self._interrupted = True
 

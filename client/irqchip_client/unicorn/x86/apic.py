@@ -1,4 +1,4 @@
-"""The local APIC where no access to memory reaches it: by MSRs and CR8."""
+"""Accesses to the local APIC that are not to memory: by MSRs and CR8."""
 
 from __future__ import annotations
 

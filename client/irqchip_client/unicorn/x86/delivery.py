@@ -43,7 +43,7 @@ class Event(NamedTuple):
     """An event to deliver.
 
     error_code  of exceptions that have one; other events ignore it
-    length      of INT n, INT3 and INTO, behind which IP is: to a fault on the way this is the instruction
+    length      of INT n, INT3 and INTO, which end at IP; a fault during the delivery returns to their beginning
     """
 
     vector: int
@@ -54,7 +54,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment register, with what the processor keeps of its descriptor. access is its second doubleword."""
+    """A segment register, with the cached part of its descriptor. access is the descriptor's second doubleword."""
 
     selector: int
     base: int
@@ -133,7 +133,7 @@ class Processor(Protocol):
 def deliver(cpu: Processor, event: Event) -> None:
     """Enters the guest's handler of an event. A fault on the way is delivered instead: 6.15, "Interrupt 8".
 
-    TripleFault where that leads nowhere; Unsupported for task gates and virtual-8086 mode.
+    TripleFault after a fault that can't be delivered; Unsupported for task gates and virtual-8086 mode.
     """
     while True:
         try:
@@ -260,7 +260,7 @@ def _gate(cpu: Processor, event: Event, size: int) -> bytes:
 
 
 def _check_gate(cpu: Processor, event: Event, high: int) -> None:
-    """6.12.1.2: software may use gates of its own ring and outer ones. Then: is it present?"""
+    """6.12.1.2: checks that software may use the gate (of its own ring or an outer one), and that it is present."""
     if event.origin is Origin.SOFTWARE and high >> DPL_SHIFT & 3 < cpu.state.cpl:
         raise Fault(Vector.GP, _idt_error(event))
     if not high & PRESENT:
@@ -284,7 +284,7 @@ def _handler_segment(cpu: Processor, selector: int, external: int) -> Segment:
 
 
 def _descriptor(cpu: Processor, selector: int, beyond: Fault) -> tuple[int, int]:
-    """A segment's descriptor in the GDT or LDT. Raises `beyond` where the table ends before it."""
+    """A segment's descriptor in the GDT or LDT. Raises `beyond` if the table ends before it."""
     table = cpu.state.ldtr if selector & 4 else cpu.state.gdtr
     at = selector & ~7
     if at + 7 > table.limit:
@@ -323,7 +323,7 @@ def _stack_pointer(cpu: Processor, at: int, external: int) -> int:
 
 
 def _room(ss: Segment, sp: int, size: int, fault: Fault, mask: int) -> int:
-    """The offset of a frame on a stack whose pointer has the bits of `mask`. Raises the fault where it has no room."""
+    """The offset of a frame on a stack whose pointer has the bits of `mask`. Raises the fault if it has no room."""
     offset = (sp & mask or mask + 1) - size  # Below 0 the stack goes on at the segment's end.
     # The limit of a segment that expands down is its lower end.
     if offset < 0 or (not ss.access & EXPAND_DOWN and offset + size - 1 > ss.limit):
@@ -336,7 +336,7 @@ def _is_canonical(address: int) -> bool:
 
 
 def _flags_image(cpu: Processor, event: Event) -> int:
-    """The values pushed. A fault's handler returns to the instruction; RF keeps its breakpoint from another hit."""
+    """The flags to push. A fault's handler returns to the instruction; RF keeps its breakpoint from another hit."""
     if event.origin is Origin.EXCEPTION and event.vector not in TRAPS_AND_ABORTS:
         return cpu.flags | RF
     return cpu.flags
@@ -353,7 +353,7 @@ def _pushes_error_code(event: Event) -> bool:
 
 
 def _ext(event: Event) -> int:
-    """6.13: bit EXT says that the program did not ask for it."""
+    """6.13: bit EXT is set if the program did not ask for the event."""
     return 0 if event.origin is Origin.SOFTWARE else EXTERNAL
 
 

@@ -89,7 +89,7 @@ class Engine:
         self._ip = 0
         self._ip_register, self._flags = Register(uc, x86.UC_X86_REG_RIP), Register(uc, x86.UC_X86_REG_RFLAGS)
         self._kept = State(uc.context_save())
-        self._state: State | None = None  # The same, if it is the processor's current state.
+        self._state: State | None = None  # The same state, if it is the processor's current state.
         self._executes = False
         self._fresh = True
         self._stale = False  # Translated code may have changed.
@@ -127,9 +127,9 @@ class Engine:
         self._uc.mem_unmap(self._memory.start, self._memory.size)
 
     def run(self) -> Trapped | Event | None:
-        """Executes until a trap, an exception or INT n. None where the breaker stopped it.
+        """Executes until a trap, an exception or INT n. None if the breaker stopped the emulator.
 
-        Unsupported for what the emulator can't execute.
+        Unsupported for code that the emulator can't execute.
         """
         uc, traps = self._uc, self._traps
         if self._fresh:  # Unicorn calls no hook for the very first block.
@@ -147,7 +147,7 @@ class Engine:
             try:
                 uc.emu_start(self._ip, 0)
             except UcError as error:
-                raise Unsupported(f"what Unicorn can't execute: {error}") from None
+                raise Unsupported(f"Unicorn can't execute its code: {error}") from None
             finally:
                 self._executes = False
                 self._ip = self._ip_register.read()
@@ -169,7 +169,7 @@ class Engine:
         return Event(vector, Origin.SOFTWARE, length=self._length_of_int(vector))
 
     def _length_of_int(self, vector: int) -> int:
-        """Of the software interrupt that IP is behind: Unicorn does not say where it begins."""
+        """The length of the software interrupt that ends at IP: Unicorn does not report where it begins."""
         end = self.state.cs.base + self._ip
         at, length = self._prefixed_int
         self._prefixed_int = 0, 0
@@ -180,11 +180,11 @@ class Engine:
         return 1 if self._read_code(end - 1, 1) == SHORT_INTS[vector] else 2
 
     def _at_iret(self) -> bool:
-        """Whether IP is at one: an IRET that faults unblocks NMI too (6.7.1)."""
+        """Whether IP is at an IRET. One that faults unblocks NMI, too (6.7.1)."""
         return is_iret(self._read_code(self.state.cs.base + self._ip, LONGEST_INSTRUCTION), self.state.is_64bit)
 
     def _at_cpuid(self, uc: Uc, _data: object) -> int:
-        """Whether it has been executed here."""
+        """Returns whether CPUID has been executed here."""
         leaf, subleaf = uc.reg_read(x86.UC_X86_REG_EAX), uc.reg_read(x86.UC_X86_REG_ECX)
         if leaf == 1:
             results = cpuid(MODEL, leaf)
@@ -238,7 +238,7 @@ class Engine:
             self._prefixed_int = address, length
             return
         if state.cpl and (trap not in FOR_ALL_RINGS or (trap is Trap.RDTSC and state.cr4 & CR4_TSD)):
-            return  # It faults.
+            return  # The instruction faults.
         if trap in (Trap.RDMSR, Trap.WRMSR) and is_emulated_msr(self.register(RCX) & 0xFFFF_FFFF):
             return
         self._exit = Trapped(trap, length, register)
@@ -281,7 +281,7 @@ class Engine:
         self._uc.context_restore(self.state.context)
 
     def where(self) -> str:
-        """CS and IP, for people."""
+        """CS and IP, for a message."""
         return f"{self.state.cs.selector:#x}:{self._ip:#x}"
 
     # delivery.Processor
@@ -311,7 +311,7 @@ class Engine:
         self._ip = ip
 
     def read(self, address: int, length: int) -> bytes:
-        """Reads a linear address. Fault where a page is not present."""
+        """Reads a linear address. Fault if a page is not present."""
         return b"".join(self._memory.read(at, size) for at, size in self._pieces(address, length, write=False))
 
     def write(self, address: int, data: bytes, *, user: bool = False) -> None:
@@ -337,14 +337,14 @@ class Engine:
             size = min(length, PAGE - address % PAGE)
             physical = paging.translate(self, address, write, user)
             if physical + size > self._memory.size and (write or self._memory.rom_at(physical, size) is None):
-                raise Unsupported(f"an interrupt whose tables or stack are at {physical:#x}, where there is no RAM")
+                raise Unsupported(f"an interrupt whose tables or stack are at {physical:#x}, outside of RAM")
             pieces.append((physical, size))
             address += size
             length -= size
         return pieces
 
     def read_entry(self, address: int, size: int) -> int:
-        """For paging.Tables. Where there is no RAM, nothing is present."""
+        """For paging.Tables. Outside of RAM, nothing is present."""
         if address + size > self._memory.size and self._memory.rom_at(address, size) is None:
             return 0
         return int.from_bytes(self._memory.read(address, size), "little")
@@ -354,7 +354,7 @@ class Engine:
             self._uc.mem_write(address, value.to_bytes(size, "little"))
 
     def _read_code(self, address: int, length: int) -> bytes:
-        """As many bytes of code as are mapped to RAM."""
+        """The bytes of code, up to the first that is not in RAM."""
         code = b""
         while length:
             size = min(length, PAGE - address % PAGE)
@@ -375,7 +375,7 @@ class Engine:
 
 @cache
 def cpuid(model: int, leaf: int) -> Cpuid:
-    """A leaf of a model's CPUID, as Unicorn has it. The subleaf is 0."""
+    """A leaf of CPUID of a model of Unicorn's. The subleaf is 0."""
     uc = UcIntel(UC_ARCH_X86, UC_MODE_64, model)
     uc.mem_map(0, PAGE)
     uc.mem_write(0, bytes.fromhex("0fa2"))  # cpuid

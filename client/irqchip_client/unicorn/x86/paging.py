@@ -1,4 +1,4 @@
-"""Linear addresses to physical ones, as the SDM vol. 3 chapter 4 has it: 32-bit, PAE and 4-level paging."""
+"""Linear addresses to physical ones, by the SDM vol. 3 chapter 4: 32-bit, PAE and 4-level paging."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tables(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Paging:
-    """The registers that decide."""
+    """The registers that control paging."""
 
     cr0: int
     cr3: int
@@ -32,7 +32,7 @@ class Paging:
     long_mode: bool
 
     def translate(self, tables: Tables, linear: int, write: bool, user: bool = False) -> int:
-        """The physical address of a byte that ring 0 accesses, or a program in ring 3.
+        """The physical address of a byte that ring 0 accesses, or a program in ring 3 if `user`.
 
         Sets accessed and dirty bits. Fault: #PF, #GP.
         """
@@ -54,7 +54,7 @@ class Paging:
     def _walk(
         self, tables: Tables, linear: int, error: int, table: int, shifts: tuple[int, ...], bits: int, size: int
     ) -> int:
-        """The physical address. `error` says what accesses, as in a page fault's error code."""
+        """The physical address. `error` describes the access, as in a page fault's error code."""
         write, user = error & ERROR_WRITE, error & ERROR_USER
         allowed = WRITABLE | USER
         for shift in shifts:

@@ -14,14 +14,14 @@ THROUGH_DX = range(0xEC, 0xF0)
 
 
 class PortAccess(NamedTuple):
-    """What IN, OUT, INS or OUTS accesses. port: None if DX has it."""
+    """The port that IN, OUT, INS or OUTS accesses, or None if it is in DX; and the size."""
 
     port: int | None
     size: int
 
 
 def decode_port_access(code: bytes, prefixes: bytes, *, wide: bool) -> PortAccess | None:
-    """An instruction that accesses ports, behind its prefixes; None if it is another. wide: operands have 32 bits."""
+    """An instruction that accesses ports, behind its prefixes; None for any other. wide: operands have 32 bits."""
     if not code or code[0] not in (*IMMEDIATE, *STRINGS, *THROUGH_DX):
         return None
     has_word = code[0] & 1
@@ -32,20 +32,20 @@ def decode_port_access(code: bytes, prefixes: bytes, *, wide: bool) -> PortAcces
 
 
 def is_restricted(cpu: Processor) -> bool:
-    """Whether a program may use only the ports that the TSS allows: IOPL says so, or it is in virtual-8086 mode."""
+    """Whether a program may use only the ports that the TSS allows: by IOPL, or in virtual-8086 mode."""
     flags = cpu.flags
     return bool(flags & VM) or cpu.state.cpl > flags >> IOPL_SHIFT & 3
 
 
 def may_access(cpu: Processor, port: int, size: int) -> bool:
-    """Whether IOPL or the TSS's bitmap allows an access. Fault where the TSS is not in memory."""
+    """Whether IOPL or the TSS's bitmap allows an access. Fault if the TSS is not in memory."""
     if not is_restricted(cpu):
         return True
     tr = cpu.state.tr
     if not tr.access & TSS_32 or tr.limit < SMALLEST_TSS:
         return False
     at = int.from_bytes(cpu.read(tr.base + BITMAP_AT, 2), "little") + (port >> 3)
-    if at + 1 > tr.limit:  # Two bytes are always read.
+    if at + 1 > tr.limit:  # Processors always read two bytes.
         return False
     bits = int.from_bytes(cpu.read(tr.base + at, 2), "little") >> (port & 7)
     return not bits & (1 << size) - 1

@@ -1,15 +1,15 @@
 """The part of a vCPU's state for which Unicorn has no registers.
 
-A Unicorn context is a copy of the processor's state, and its layout is private; but some of it must be reached:
+A Unicorn context is a copy of the processor's state, and its layout is private. But the adapter needs some fields:
 
 - after an exception its error code, and whether it was one or an INT n;
 - the exception that is under way, which Unicorn sets and never clears: the second #GP or #PF of a guest's life would
   be a double fault, and the third would end it;
 - the shadow of STI and MOV SS, during which no interrupt is taken;
-- the base of CS, of which the emulator in 64-bit mode lets one write only the selector.
+- the base of CS: in 64-bit mode the emulator lets a caller write only the selector.
 
-So find_layout() looks for them, once a process, by experiment: it lets a few instructions do what is known to change
-each of them, and compares contexts. It raises ImportError where it finds nothing, or more than one place.
+So find_layout() looks for their places, once a process, by experiment: it executes a few instructions that are known to
+change each of them, and compares contexts. It raises ImportError unless it finds exactly one place.
 """
 
 from __future__ import annotations
@@ -333,4 +333,4 @@ def _only(what: str, is_it: list[bool]) -> int:
 
 
 def _unknown(what: str) -> ImportError:
-    return ImportError(f"irqchip_client.unicorn does not know this release of Unicorn: where it keeps {what}")
+    return ImportError(f"this release of Unicorn is not supported: the place of {what} is unknown")

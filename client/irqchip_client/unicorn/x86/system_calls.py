@@ -17,7 +17,7 @@ FLAT = 0xFFFF_FFFF
 
 
 class Caller(Processor, Protocol):
-    """A processor, and what these instructions need of it."""
+    """A processor, with the registers that these instructions need."""
 
     def msr(self, number: int) -> int:
         """A model-specific register."""

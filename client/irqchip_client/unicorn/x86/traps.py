@@ -4,10 +4,10 @@ SYSCALL and SYSENTER.
 And INT n, INT3 and INTO with prefixes, as Unicorn does not report where they begin. And IN, OUT, INS and OUTS of a
 program that may not use all ports, as Unicorn does not check them.
 
-Each block of guest code is searched for them once, when Unicorn has translated it and before it executes it. Where one
-may begin, the block is discarded, a code hook is set on that very address, and the block is translated again with it.
-So only they cost, and other code nothing. Bytes that look like one but are part of another instruction get a hook that
-is never called.
+Each block of guest code is searched for these instructions once: after its translation, and before its execution. If
+one may begin there, the block is discarded, a code hook is set on the instruction's address, and the block is
+translated again with the hook. So only these instructions cost time. Bytes that look like one but are part of another
+instruction get a hook that is never called.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def behind_prefixes(code: bytes, is_64bit: bool) -> tuple[bytes, bytes]:
 
 
 def is_iret(code: bytes, is_64bit: bool) -> bool:
-    """Whether some code begins with IRET."""
+    """Whether code begins with IRET."""
     return _opcode(code.lstrip(_PREFIXES), is_64bit).startswith(b"\xcf")
 
 
@@ -93,7 +93,7 @@ def _opcode(code: bytes, is_64bit: bool) -> bytes:
 class Traps:
     """The traps of one emulator.
 
-    read    reads guest code at a linear address, as much of it as can be read
+    read    reads guest code at a linear address, up to the first byte that can't be read
     ports   whether programs of this ring may not use all ports
     reached is called before an instruction that may be a trap, with its address and its length
     """

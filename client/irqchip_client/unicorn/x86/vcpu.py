@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from irqchip_client import Vm
 
 RAM_END = 0xFEC0_0000  # The IOAPIC
-ICR = 0x300  # Its offset in the local APIC's page, wherever that is; and the bit that NMI, INIT and SIPI have in it
+ICR = 0x300  # Its offset in the local APIC's page; and the bit that NMI, INIT and SIPI have in it
 ICR_SIGNAL = 1 << 10
 DWORD = 0xFFFF_FFFF
 
@@ -40,9 +40,9 @@ class UnicornVcpu(Bus, X86Adapter):
     vm      irqchipd's VM, with an irqchip and a vCPU of this id
     vcpu    the id
     local   devices of this process, which get accesses before the daemon; called in the thread of run()
-    exits   counts the guest's accesses, halts and the like; None: nothing does
+    exits   counts the guest's accesses, halts and the like; None: no counting
 
-    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
+    vCPU 0 begins as after RESET, unless start() was called; the others wait for INIT and SIPI. It has a Session for
     its operations, and another for its events. Close it before the memory, or use it in a with statement.
     """
 
@@ -52,7 +52,7 @@ class UnicornVcpu(Bus, X86Adapter):
         if memory.start or memory.end > RAM_END:
             raise InvalidArgument(
                 errno.EINVAL,
-                f"a PC's RAM is from 0 to at most {RAM_END:#x}, where the IOAPIC is, not from {memory.start:#x} to "
+                f"a PC's RAM is from 0 to at most {RAM_END:#x}, below the IOAPIC, not from {memory.start:#x} to "
                 f"{memory.end:#x}",
             )
         with ExitStack() as made:
@@ -125,7 +125,7 @@ class UnicornVcpu(Bus, X86Adapter):
             if interrupt is None:
                 breaker.ignore_window()
                 return
-            self._vector = interrupt.vector
+            self._hold(interrupt)
             self._deliver_vector()
         breaker.stop_at_window()
 
@@ -134,7 +134,6 @@ class UnicornVcpu(Bus, X86Adapter):
         if self._vector is not None:
             deliver(self._engine, Event(self._vector, Origin.EXTERNAL))
             self._vector = None
-            self._interrupted = True  # No event announces a further one.
 
     def _take_nmi(self) -> None:
         self._nmi = True
@@ -177,7 +176,7 @@ class UnicornVcpu(Bus, X86Adapter):
     # Instructions.
 
     def _emulate(self, trapped: Trapped) -> None:
-        """Executes an instruction that the emulator does not."""
+        """Executes an instruction that the emulator does not execute."""
         engine = self._engine
         try:
             match trapped.trap:

@@ -1,4 +1,4 @@
-"""ELF files: what is loaded, where it is entered, and notes. System V ABI, chapter 5."""
+"""ELF files: segments to load, the entry, and notes. System V ABI, chapter 5."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def is_elf(image: bytes) -> bool:
 
 
 def elf_segments(image: bytes) -> tuple[int, tuple[Segment, ...]]:
-    """The entry's physical address, and what is loaded. InvalidArgument for a file that is damaged."""
+    """The entry's physical address, and the segments to load. InvalidArgument for a damaged file."""
     entry, headers = _read(image)
     segments = []
     physical = entry
     for kind, offset, virtual, address, file_size, size in headers:
         if kind == LOADABLE and size:
-            if virtual <= entry < virtual + size:  # as GRUB and QEMU have it, where the two addresses differ
+            if virtual <= entry < virtual + size:  # as GRUB and QEMU do if the two addresses differ
                 physical = entry - virtual + address
             if offset + file_size > len(image) or file_size > size:
                 raise bad_image("a segment is not in the file")
@@ -39,7 +39,7 @@ def elf_segments(image: bytes) -> tuple[int, tuple[Segment, ...]]:
 
 
 def elf_notes(image: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    """The name, type and description of each note. InvalidArgument for a file that is damaged."""
+    """The name, type and description of each note. InvalidArgument for a damaged file."""
     for kind, offset, _, _, size, _ in _read(image)[1]:
         if kind == NOTES:
             if offset + size > len(image):

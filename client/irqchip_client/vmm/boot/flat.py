@@ -1,4 +1,4 @@
-"""Flat binaries, in 16-bit real mode: whatever is in no other format."""
+"""Flat binaries in 16-bit real mode: images in no other format."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .given import Given
 from .room import Room
 from .segments import Segment, bad_image
 
-BOOT_SECTOR: Final = 0x7C00  # where a PC has its boot sector
-FIRST_DISK: Final = 0x80  # what a BIOS passes in DL
+BOOT_SECTOR: Final = 0x7C00  # the address of a PC's boot sector
+FIRST_DISK: Final = 0x80  # a BIOS passes it in DL
 
 
 @dataclass(frozen=True, slots=True)
 class FlatImage:
-    """It is loaded and entered at one address."""
+    """A flat binary, which is loaded and entered at one address."""
 
     image: bytes = field(repr=False)
     entry: int = BOOT_SECTOR
@@ -27,6 +27,6 @@ class FlatImage:
     def load(self, memory: GuestMemory, given: Given) -> Start:
         """See BootImage."""
         if given.command_line or given.initrd is not None:
-            raise bad_image("a flat binary is given no command line and no initrd")
+            raise bad_image("a flat binary takes no command line and no initrd")
         Room(memory).load([Segment(self.entry, self.image, len(self.image))], self.entry)
         return Start(StartMode.REAL, self.entry, edx=FIRST_DISK)

@@ -1,4 +1,4 @@
-"""What a kernel is given at its start, and what all formats of images have in common."""
+"""The data that a kernel gets at its start, and the interface of all formats of images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from irqchip_client.vmm.start import Start
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a machine gives its kernel.
+    """The data that a machine gives its kernel.
 
-    rsdp        the address of ACPI's root pointer, or None where a kernel has to look for it
+    rsdp        the address of ACPI's root pointer, or None if a kernel has to look for it
     setup_data  for Linux: types and contents of further entries of its setup_data list
     """
 
@@ -26,7 +26,7 @@ class Given:
 
     @property
     def line(self) -> bytes:
-        """The command line's bytes, with a zero at the end. InvalidArgument where a zero is in it."""
+        """The command line's bytes, with a zero at the end. InvalidArgument for a command line that has a zero."""
         if "\0" in self.command_line:
             raise InvalidArgument(errno.EINVAL, "a command line can't have a NUL character in it")
         return self.command_line.encode(errors="surrogateescape") + b"\0"
@@ -42,7 +42,7 @@ class BootImage(Protocol):
     def has_name_first(self) -> bool: ...
 
     def load(self, memory: GuestMemory, given: Given) -> Start:
-        """Puts it into a guest's memory with what it is given, and returns how the first vCPU starts.
+        """Loads the image and the given data into a guest's memory, and returns how the first vCPU starts.
 
-        InvalidArgument where the memory has no room, or the format has no use for what is given.
+        InvalidArgument for too little memory, and for given data that the format has no use for.
         """

@@ -41,9 +41,9 @@ class LinuxImage:
     """Linux, entered in 64-bit mode if it is a 64-bit kernel, otherwise in 32-bit protected mode.
 
     header      the setup header, from SETUP_SECTORS on
-    kernel      what is behind the setup code: the decompressor, with what it decompresses
-    address     where it is loaded
-    init_size   the memory that it needs there
+    kernel      the part behind the setup code: the decompressor, and the compressed kernel
+    address     the address at which the kernel is loaded
+    init_size   the bytes of memory that the kernel needs there
     initrd_max  the highest address that the initrd's last byte may have
     line_size   the greatest length of a command line
     """
@@ -99,7 +99,7 @@ class LinuxImage:
 
 
 def recognise_linux(image: bytes) -> LinuxImage | None:
-    """None for what is no image of Linux. InvalidArgument for one that is damaged, or too old."""
+    """None for another format. InvalidArgument for an image of Linux that is damaged or too old."""
     if image[BOOT_FLAG : BOOT_FLAG + 2] != b"\x55\xaa" or image[MAGIC : MAGIC + 4] != b"HdrS":
         return None
     header_end = MAGIC + image[JUMP_LENGTH]

@@ -1,4 +1,4 @@
-"""What a processor in 64-bit mode needs in memory: page tables and segment descriptors."""
+"""The page tables and segment descriptors of a processor in 64-bit mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .room import Room
 # SDM volume 3, 4.5: an entry is present and writable; and, in a page directory, for a page of 2 MiB.
 PRESENT, LARGE = 0x3, 0x80
 ENTRIES: Final = 512
-GIB: Final = 4  # as many GiB are mapped: all that a PC has
+GIB: Final = 4  # GiB that are mapped: all that a PC has
 
 
 def write_page_tables(memory: GuestMemory, room: Room) -> int:

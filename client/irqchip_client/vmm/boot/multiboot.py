@@ -31,7 +31,7 @@ NAME, MODULE_NAME = b"irqchipctl run\0", b"initrd\0"
 
 @dataclass(frozen=True, slots=True)
 class MultibootImage:
-    """It is entered in 32-bit protected mode, with an initrd as its only module."""
+    """A multiboot image. It is entered in 32-bit protected mode, with an initrd as its only module."""
 
     entry: int
     segments: tuple[Segment, ...]
@@ -46,13 +46,13 @@ class MultibootImage:
 
 
 def recognise_multiboot(image: bytes) -> MultibootImage | None:
-    """None for what is no multiboot image. InvalidArgument for one that is damaged, or wants what is not there."""
+    """None for another format. InvalidArgument for a damaged multiboot image, or an unsupported feature."""
     header = _find_header(image)
     if header is None:
         return None
     flags = struct.unpack_from("<I", image, header + 4)[0]
     if unknown := flags & MUST_BE_UNDERSTOOD & ~SUPPORTED:
-        raise bad_image(f"its multiboot header asks for {unknown:#x}, which is not known here")
+        raise bad_image(f"its multiboot header asks for features that are not supported: {unknown:#x}")
     if flags & ADDRESSES:
         return _by_addresses(image, header)
     if not is_elf(image):
@@ -69,7 +69,7 @@ def _find_header(image: bytes) -> int | None:
 
 
 def _by_addresses(image: bytes, header: int) -> MultibootImage:
-    """3.1.3: the header says where the image goes."""
+    """3.1.3: the header has the image's addresses."""
     try:
         at, start, end, bss_end, entry = struct.unpack_from("<5I", image, header + 12)
     except struct.error:
@@ -78,7 +78,7 @@ def _by_addresses(image: bytes, header: int) -> MultibootImage:
     length = end - start if end else len(image) - offset
     size = max(bss_end - start if bss_end else length, length)
     if start > at or offset < 0 or length < 0 or offset + length > len(image):
-        raise bad_image("the addresses in its multiboot header are not those of its bytes")
+        raise bad_image("the addresses in its multiboot header do not match its contents")
     return MultibootImage(entry, (Segment(start, memoryview(image)[offset : offset + length], size),))
 
 

@@ -26,7 +26,7 @@ ENTRY_SIZES: Final = (4, 8)
 
 @dataclass(frozen=True, slots=True)
 class PvhImage:
-    """It is entered in 32-bit protected mode, with an initrd as its only module."""
+    """A PVH image. It is entered in 32-bit protected mode, with an initrd as its only module."""
 
     entry: int
     segments: tuple[Segment, ...]
@@ -61,7 +61,7 @@ class PvhImage:
 
 
 def recognise_pvh(image: bytes) -> PvhImage | None:
-    """None for what is no ELF file with such an entry. InvalidArgument for one that is damaged."""
+    """None for another format. InvalidArgument for a damaged ELF file."""
     if not is_elf(image):
         return None
     for name, kind, description in elf_notes(image):

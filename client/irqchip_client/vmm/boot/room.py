@@ -1,4 +1,4 @@
-"""The RAM of a PC that is free for what a loader places: a kernel's initrd, its command line, page tables."""
+"""The RAM of a PC that is free for a loader's data: a kernel's initrd, its command line, page tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Room:
         self._free = self._ram
 
     def load(self, segments: Sequence[Segment], entry: int) -> None:
-        """Loads an image where it chooses. InvalidArgument where there is no RAM for it, or where it has no entry."""
+        """Loads an image at its own addresses. InvalidArgument if they are not in RAM, or its entry is not in it."""
         for segment in segments:
             if not any(start <= segment.address and segment.end <= end for start, end in self._ram):
                 if segment.end > self._memory.size:
@@ -36,13 +36,13 @@ class Room:
                     + " and ".join(f"{start:#x} to {end:#x}" for start, end in self._ram)
                 )
         if not any(segment.address <= entry < segment.end for segment in segments):
-            raise bad_image(f"its entry {entry:#x} is in no part of it")
+            raise bad_image(f"its entry {entry:#x} is not in the image")
         load_segments(self._memory, segments)
         for segment in segments:
             self._remove(segment.address, segment.end)
 
     def lowest(self, what: str, size: int, *, above: int = INFORMATION, alignment: int = PAGE) -> int:
-        """Takes the lowest place from `above` on, and returns its address. InvalidArgument where there is none."""
+        """Takes the lowest place from `above` on, and returns its address. InvalidArgument without such a place."""
         for start, end in self._free:
             place = -(-max(start, above) // alignment) * alignment
             if place + size <= end:
@@ -59,7 +59,7 @@ class Room:
     def put_highest(self, what: str, data: bytes, *, below: int = MEMORY_LIMIT) -> int:
         """Writes data at the highest page where it ends at `below` or before, and returns the address.
 
-        InvalidArgument where there is none.
+        InvalidArgument without such a place.
         """
         for start, end in reversed(self._free):
             place = (min(end, below) - len(data)) // PAGE * PAGE

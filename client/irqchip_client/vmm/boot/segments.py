@@ -20,12 +20,12 @@ class Segment:
 
     @property
     def end(self) -> int:
-        """The first address behind it."""
+        """The first address behind the segment."""
         return self.address + self.size
 
 
 def load_segments(memory: GuestMemory, segments: Iterable[Segment]) -> None:
-    """Writes an image's parts. InvalidArgument where the memory has no room for one."""
+    """Writes an image's parts. InvalidArgument for too little memory."""
     for segment in segments:
         if segment.address < memory.start:
             raise bad_image(f"a part of it belongs at {segment.address:#x}; memory begins at {memory.start:#x}")

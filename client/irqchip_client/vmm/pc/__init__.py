@@ -1,1 +1,1 @@
-"""What a PC's firmware leaves in memory for a kernel: tables of the machine around the chips."""
+"""The tables that a PC's firmware leaves in memory for a kernel: the machine around the chips."""

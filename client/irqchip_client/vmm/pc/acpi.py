@@ -31,7 +31,7 @@ CHECKSUM: Final = 9  # its offset
 RSDP = struct.Struct("<8sB6sB2IQB3x")
 RSDP_FIRST_CHECKSUM, RSDP_RSDT, RSDP_CHECKSUM, RSDP_XSDT, RSDP_FIRST_PART = 8, 16, 32, 24, 20
 FACS_SIZE, FACS_VERSION = 64, 2
-ALIGNMENT: Final = 64  # 5.2.10 requires as much of the FACS
+ALIGNMENT: Final = 64  # 5.2.10 requires it of the FACS
 
 # 5.2.12, MADT.
 PCAT_COMPAT = 1 << 0  # there are PICs, too
@@ -82,7 +82,7 @@ class AcpiTables:
 
     data        the bytes, with offsets into themselves in place of addresses, and with checksums 0
     pointers, checksums
-                what whoever places the tables has to complete, the pointers first
+                the places that a loader of the tables completes, the pointers first
     rsdt, xsdt  the offsets of the two root tables
     """
 
@@ -118,7 +118,7 @@ class AcpiTables:
 
 
 def acpi_tables(board: Board) -> AcpiTables:
-    """Makes the tables for a machine. InvalidArgument where it has no devices.power.PowerManagement."""
+    """Makes the tables for a machine. InvalidArgument without a devices.power.PowerManagement."""
     if not board.has(Space.PIO, power.BASE):
         raise InvalidArgument(
             errno.EINVAL,
@@ -158,7 +158,7 @@ def _add_root(tables: AcpiTables, signature: bytes, size: int, *others: int) -> 
 
 
 def _fadt(board: Board, facs: int, dsdt: int) -> bytes:
-    """5.2.9: the fixed description table, by the offsets of its table 5.9. What is not set here is 0."""
+    """5.2.9: the fixed description table, by the offsets of its table 5.9. Fields that are not set here are 0."""
     boot = LEGACY_DEVICES | NO_VGA | NO_MSI
     boot |= HAS_8042 if board.has(Space.PIO, I8042_COMMAND) else 0
     has_rtc = board.has(Space.PIO, RTC)
@@ -180,7 +180,7 @@ def _fadt(board: Board, facs: int, dsdt: int) -> bytes:
         (116, "<12s", _port(power.RESET_PORT, 8, BY_BYTE)),
         (128, "<B", power.RESET_CPU | power.RESET_HARD),
         (131, "<B", FADT_MINOR),
-        (FADT_X_FACS, "<Q", facs),  # Xen complains of two that differ
+        (FADT_X_FACS, "<Q", facs),  # Xen complains if the two differ
         (FADT_X_DSDT, "<Q", dsdt),
         (148, "<12s", _port(event, 32, BY_WORD)),
         (172, "<12s", _port(control, 16, BY_WORD)),

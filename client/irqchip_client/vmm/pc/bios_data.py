@@ -1,7 +1,7 @@
-"""The BIOS data area, at 400h, and the extended one: what a BIOS says of the machine to a kernel; and its interrupts.
+"""The BIOS data areas (at 400h, and the extended one), which describe the machine to a kernel; and BIOS interrupts.
 
-IBM Personal System/2 and Personal Computer BIOS Interface Technical Reference, sections 2 and 3. There is no BIOS: its
-calls return that they are not supported, so that a kernel which asks in real mode goes on, as Xen and Linux do.
+IBM Personal System/2 and Personal Computer BIOS Interface Technical Reference, sections 2 and 3. There is no BIOS. Its
+calls return "not supported", so that a kernel that makes one in real mode goes on, as Xen and Linux do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENHANCED_KEYBOARD = 1 << 4  # a keyboard of 101 keys
 
 VECTORS: Final = 256
 CALLS: Final = range(0x10, 0x1B)  # from video to the time of day
-# 16-bit code: IRET; and behind it, for a call, carry is set in the flags on the stack, and AH says "not supported".
+# 16-bit code: IRET; and behind it, for a call, carry is set in the flags on the stack, and AH has "not supported".
 IGNORE = bytes.fromhex("cf")
 NOT_SUPPORTED = bytes.fromhex(
     "55"  # push bp
@@ -65,7 +65,7 @@ def bios_data_area() -> bytes:
 
 
 def extended_bios_data_area() -> bytes:
-    """Its first byte: its size in KiB."""
+    """The area's first byte: its size in KiB."""
     return bytes([1])
 
 

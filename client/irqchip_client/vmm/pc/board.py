@@ -1,4 +1,4 @@
-"""What firmware's tables say of a VM. It is read from the VM, so that tables and chips cannot differ."""
+"""A VM as firmware's tables describe it. It is read from the VM, so that tables and chips cannot differ."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Board:
 
 
 def read_board(vm: Vm, local: Iterable[DeviceRegion] = ()) -> Board:
-    """Reads what tables say of a VM. NotFound without an irqchip of the daemon's, or without a vCPU.
+    """Reads the VM that the tables describe. NotFound without an irqchip of the daemon's, or without a vCPU.
 
     local  the regions of devices in this process, which the daemon does not know
     """

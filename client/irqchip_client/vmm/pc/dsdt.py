@@ -1,4 +1,4 @@
-"""The differentiated system description table's terms: the devices of a PC without PCI, as far as they are there.
+"""The differentiated system description table's terms: those devices of a PC without PCI that the machine has.
 
 ACPI Specification 6.5, chapters 5.6, 6.1, 7.4.2 and 9; the plug and play ids of PC devices: Microsoft, "Plug and Play
 Device IDs".
@@ -44,7 +44,7 @@ def dsdt_terms(board: Board) -> bytes:
 
 
 def _processors(board: Board) -> Iterator[bytes]:
-    """8.4: _UID is the processor's in the MADT."""
+    """8.4: _UID is the processor's UID in the MADT."""
     for number in range(len(board.apic_ids)):
         yield device(f"C{number:03X}", name("_HID", string("ACPI0007")), name("_UID", integer(number)))
 

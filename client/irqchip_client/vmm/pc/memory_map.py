@@ -1,4 +1,4 @@
-"""A PC's memory map: the one source of every map that a kernel is given, and of where firmware's tables lie."""
+"""A PC's memory map: the one source of every map that a kernel is given, and of the places of firmware's tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ E820_ENTRY: Final = struct.Struct("<QQI")
 
 
 class Kind(IntEnum):
-    """What a range is, numbered as by the BIOS call E820h: ACPI 6.5, table 15.4."""
+    """A range's kind, numbered as by the BIOS call E820h: ACPI 6.5, table 15.4."""
 
     RAM = 1
     RESERVED = 2
@@ -53,7 +53,7 @@ class MemoryRange(NamedTuple):
 def memory_map(size: int) -> tuple[MemoryRange, ...]:
     """The ranges of a PC with `size` bytes of RAM from address 0 on, ascending.
 
-    What is in no range is free for devices. InvalidArgument for more RAM than MEMORY_LIMIT.
+    Addresses in no range are free for devices. InvalidArgument for more RAM than MEMORY_LIMIT.
     """
     if size > MEMORY_LIMIT:
         raise irqchip_client.InvalidArgument(

@@ -43,7 +43,7 @@ class Interrupt(IntEnum):
 def mp_table(board: Board, address: int) -> bytes:
     """The floating pointer, and behind it the configuration table, for this address.
 
-    Processors with an APIC id above 254, which an entry has no room for, are left out.
+    The table leaves out processors with an APIC id above 254: an entry has no room for the id.
     """
     entries = list(_entries(board))
     body = b"".join(entries)

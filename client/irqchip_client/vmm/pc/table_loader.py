@@ -18,13 +18,13 @@ from .board import Board
 TABLES, RSDP, LOADER = b"etc/acpi/tables", b"etc/acpi/rsdp", "etc/table-loader"
 ALLOCATE = struct.Struct("<I56sIB63x")  # 1; file, alignment, zone
 ADD_POINTER = struct.Struct("<I56s56sIB7x")  # 2; file, file whose address is added, offset and size of the pointer
-ADD_CHECKSUM = struct.Struct("<I56s3I56x")  # 3; file, offset of the checksum, start and length of what it is of
+ADD_CHECKSUM = struct.Struct("<I56s3I56x")  # 3; file, offset of the checksum, start and length of its bytes
 ANYWHERE, BELOW_1_MIB = 1, 2  # zones
 RSDP_ALIGNMENT = 16
 
 
 def table_files(board: Board) -> dict[str, bytes]:
-    """The files of fw_cfg, by name; none where the board has no devices.power.PowerManagement."""
+    """The files of fw_cfg, by name; no files without a devices.power.PowerManagement."""
     if not board.has(Space.PIO, power.BASE):
         return {}
     tables = acpi_tables(board)
@@ -36,7 +36,7 @@ def table_files(board: Board) -> dict[str, bytes]:
 
 
 def _unchecked(pointer: bytes) -> bytes:
-    """The RSDP with checksums of 0: the loader computes them of what is there."""
+    """The RSDP with checksums of 0, which the loader then computes."""
     data = bytearray(pointer)
     data[acpi.RSDP_FIRST_CHECKSUM] = data[acpi.RSDP_CHECKSUM] = 0
     return bytes(data)

@@ -1,4 +1,4 @@
-"""All that firmware leaves in memory, for a machine that has none: kernels are loaded without a BIOS."""
+"""All the data that firmware leaves in memory, for a machine without firmware: kernels are loaded without a BIOS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACPI_TABLES = RSDP + ALIGNMENT
 def write_tables(memory: GuestMemory, board: Board) -> int | None:
     """Writes the BIOS data areas, the MP table and ACPI's tables, and returns the RSDP's address.
 
-    Where the board has no devices.power.PowerManagement, there are no ACPI tables, and None is returned.
+    Without a devices.power.PowerManagement, there are no ACPI tables, and None is returned.
 
     InvalidArgument for less than 1 MiB of RAM, or for more vCPUs than the tables have room for.
     """

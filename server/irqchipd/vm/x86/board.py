@@ -44,7 +44,7 @@ APIC_PAGE: Final = Reserved(DEFAULT_BASE, WINDOW, "the local APICs'")
 
 
 class PcBoard(Board):
-    """PICs, IOAPIC and local APICs with what connects them. It is the wires of the PICs, the IOAPIC and the PIT."""
+    """PICs, IOAPIC and local APICs, wired together. The board implements PicWires, IoapicWires and PitWires."""
 
     def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
         super().__init__(agenda)
@@ -59,13 +59,13 @@ class PcBoard(Board):
         self.ioapic: Ioapic | None = None
         self.pit: Pit | None = None
         self.speaker = False
-        # What capabilities have changed.
+        # Set by capabilities.
         self.boot_vcpu = 0
-        self.max_vcpu_ids = 0  # 0 as long as no operation has set the number
+        self.max_vcpu_ids = 0  # 0 until an operation sets the number
         self.apic_bus_ns = 1
         self._table: Table = {}
         self.notices = self.pins = PinNotices(agenda, apics, self.lower_resampled)
-        # The ranks are the order in which alarms of one time ring; the local APICs' come behind these.
+        # The ranks order alarms of the same time; the local APICs' alarms come after these.
         self._pit_alarm: Alarm
         self.delayed_eoi: Alarm
         # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
@@ -91,7 +91,7 @@ class PcBoard(Board):
         self.pins.set_routes(DEFAULT_GSI_OF)
 
     def split_irqchip(self, reserved: int) -> None:
-        """Put in local APICs alone, and reserve GSIs for the VMM's IOAPIC."""
+        """Put in only local APICs, and reserve GSIs for the VMM's IOAPIC."""
         self.apics.split = reserved
         self._add_apics()
 
@@ -159,7 +159,7 @@ class PcBoard(Board):
                 self._drive_observed(pin, 1, sources)
 
     def enable_x2apic_api(self, *, ids: bool, no_broadcast_quirk: bool) -> None:
-        """APIC IDs have 32 bits where they had 8, and FFh is not all x2APICs any more."""
+        """Give APIC IDs 32 bits instead of 8, and stop destination FFh from meaning all x2APICs."""
         self.apics.x2apic_format |= ids
         self.apics.no_broadcast_quirk |= no_broadcast_quirk
         self.apics.forget()
@@ -187,7 +187,7 @@ class PcBoard(Board):
         return total
 
     def _set_irq_traced(self, observer: Observer, gsi: int, level: int, source: int, line_status: bool) -> int:
-        """The same, and report it."""
+        """As set_irq, and report to the observer."""
         observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
         total = -1
         for end in self._table.get(gsi, ()):
@@ -200,7 +200,7 @@ class PcBoard(Board):
         return total
 
     def _set_irq_counted(self, counters: Counters, gsi: int, level: int, source: int, line_status: bool) -> int:
-        """The same for counters alone, as metrics have them of every VM: without a call for each change."""
+        """As set_irq, and count: where the counters are the only observer, no change needs a call of theirs."""
         if level:
             counters.raised += 1
         else:
@@ -247,7 +247,7 @@ class PcBoard(Board):
         return self.ioapic.set_pin(pin - IOAPIC_INPUTS, 1 if sources else 0, line_status)
 
     def _drive_observed(self, pin: int, level: int, source: int, line_status: bool = True, *, rises: int = 0) -> int:
-        """The same, and report it if there is an observer; rises says that this is a rise of a GSI."""
+        """As _drive, and report to the observer, if any; rises is whether this is a rise of a GSI."""
         pic, ioapic, observer = self.pic, self.ioapic, self.observer
         assert pic is not None
         assert ioapic is not None
@@ -294,7 +294,7 @@ class PcBoard(Board):
         return (self.routes, *self.sources)
 
     def named_lines(self, raw: RawProbes) -> dict[str, int]:
-        """The PIT's line and what is resampled, as the inputs have them."""
+        """The PIT's line and the resampled lines, as the inputs have them."""
         routes, *sources = raw
         lines: dict[str, int] = {}
         for pin, gsi in gsi_of(routes).items():
