@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 
 _T = TypeVar("_T")
 
-LEAST_NS: Final = 20_000  # the cost of a piece of work beside the time that is charged
+LEAST_NS: Final = 20_000  # the cost of a piece of work besides the charged time
 _KEPT: Final = 64  # holders without work that are remembered: those that have used the most
 
 

@@ -84,7 +84,7 @@ class _Writer(logging.Handler):
     def _write(self) -> None:
         while True:
             line = self._lines.get()
-            with suppress(OSError, ValueError):  # standard error has no reader any more
+            with suppress(OSError, ValueError):  # the reader of standard error has gone
                 lost, self._lost = self._lost, 0
                 if lost:
                     sys.stderr.write(f"{lost} records were not written: nothing read standard error\n")

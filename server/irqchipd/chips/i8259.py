@@ -152,7 +152,7 @@ class I8259:
         return -1 if self.imr & mask else status
 
     def priority(self, lines: int) -> int:
-        """The priority, 0 highest, of the best of some lines; 8 if there are none."""
+        """The priority, 0 highest, of the best of some lines; 8 without a line."""
         if not lines:
             return LINES
         first = self.priority_add & 7

@@ -132,7 +132,7 @@ class Port(Host[Connection]):
 
     def watch_for(self, descriptor: int, events: int) -> None:
         """Change the events that a descriptor is watched for; from any thread."""
-        with suppress(OSError):  # it is not watched any more
+        with suppress(OSError):  # it is no longer watched
             self._epoll.modify(descriptor, events)
 
     def rouse(self, ring: Ring) -> None:

@@ -133,7 +133,7 @@ class Streams:
                 await context.write(data)
 
         def work(data: bytes) -> Slices[bytes | None]:
-            if data[:1] == b"\0":  # records, which are the port's alone
+            if data[:1] == b"\0":  # records, which only the port takes
                 raise not_a_message()
             answer = session.receive(data)
             return answer if answer is None or isinstance(answer, bytes) else (yield from answer)
@@ -227,7 +227,7 @@ class _Stream:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._ended: VmError | None = None
-        self.something = asyncio.Event()  # there is something to send
+        self.something = asyncio.Event()  # set while messages can be sent
 
     def wake(self) -> None:
         """There is something to send."""

@@ -22,7 +22,7 @@ MAX_CLIENT_NAME: Final = 64  # printable characters
 # RestoreVm accepts whatever SaveVm returns: tests/service/test_snapshot_messages.py.
 MAX_SOURCES: Final = 4096
 SOURCES_BYTES: Final = 480 << 10
-_SOURCE_BYTES: Final = 64  # per source, beside its name
+_SOURCE_BYTES: Final = 64  # per source, besides its name
 _RESAMPLED_BYTES: Final = 32  # per GSI that a source resamples
 _REACH_STEP: Final = 256  # lines
 

@@ -17,7 +17,7 @@ from irqchipd.vm.routing import MsiRoute, Route
 MAX_PHYSICAL_ID: Final = 0xFF  # the least that the map has room for; a larger x2APIC ID extends the map
 MAX_REMEMBERED: Final = 1024  # destinations; a guest with x2APICs can name 2^32
 _BROADCASTS: Final = (BROADCAST, X2APIC_BROADCAST)
-_X2APIC: Final = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
+_X2APIC: Final = -1  # the logical model of x2APICs, besides DFR_FLAT and DFR_CLUSTER
 
 
 class _LogicalMap:

@@ -149,7 +149,7 @@ class X86Vm(X86Vcpus):
                     pic.restore(pic.secondary, _state_of(I8259, i8259.STATE_SIZE, state))
                 case ChipId.IOAPIC:
                     ioapic.restore(_state_of(IoapicState, ioapic_chip.STATE_SIZE, state))
-                    pic.update()  # KVM: irq.c kvm_vm_ioctl_set_irqchip, whichever chip it was
+                    pic.update()  # KVM: irq.c kvm_vm_ioctl_set_irqchip, for any chip
                 case _:
                     raise _no_chip(chip_id)
 
