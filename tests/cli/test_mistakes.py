@@ -163,7 +163,7 @@ ARM64: list[tuple[list[str], str, str, str]] = [
         "at most 8 are allowed",
         "with its GIC",
     ),
-    (["pulse", "guest", "4"], "has a GIC, which drives", "one of KVM_IRQ_LINE's", "write spi:N for an SPI"),
+    (["pulse", "guest", "4"], "has a GIC, which drives", "those of KVM_IRQ_LINE", "write spi:N for an SPI"),
     (["pulse", "guest", "spi:2000"], "'spi:2000' is no line", "N from 0 to 987", "write spi:N"),
     (["pulse", "guest", "ppi:0:4"], "'ppi:0:4' is no line", "INTID from 16 to 31", "ppi:VCPU:INTID"),
     (["raise", "vm1", "spi:4"], "VM 'vm1' is of x86", "only an arm64 VM has such lines", "write a GSI"),
@@ -344,7 +344,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         "make the file with `truncate",
     ),
     "a port above the last": (lambda _, __: Rtc(0xFFFF), "port 0xffff", "use 1 to 0x1", "begin lower"),
-    "a VM without a name": (lambda client, _: client.vm(""), "name is empty", "the VMs that there are", "vms() lists"),
+    "a VM without a name": (lambda client, _: client.vm(""), "name is empty", "vms() lists", "the VMs"),
 }
 
 

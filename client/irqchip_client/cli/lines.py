@@ -124,7 +124,7 @@ class _Line:
             if isinstance(self.gsi, NamedLine):
                 message = error.message.replace(f"interrupt {self.gsi:#x}", f"line {self.gsi.text}")
                 raise click.ClickException(f"{message} ({error.reason})") from error
-            advice = "write spi:N for an SPI, or ppi:VCPU:INTID; a number is one of KVM_IRQ_LINE's"
+            advice = "write spi:N for an SPI, or ppi:VCPU:INTID; numbers are those of KVM_IRQ_LINE"
             raise click.ClickException(f"{error.message}; {advice} ({error.reason})") from error
 
     @property

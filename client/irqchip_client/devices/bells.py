@@ -92,6 +92,6 @@ class Bells:
             ring(device, doorbell)
 
     def close(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         while self._eventfds:
             os.close(self._eventfds.popitem()[1])

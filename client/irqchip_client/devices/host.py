@@ -72,7 +72,7 @@ class _Host:
         self._reactor.start()
 
     def stop(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         self._reactor.stop()
 
     def _warn_of_lost_lines(self) -> None:
@@ -191,7 +191,7 @@ class RemoteHost(_Host):
         super().start()
 
     def stop(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         super().stop()
         self._bells.close()
 
@@ -319,7 +319,7 @@ class LocalHost(_Host):
             self._fail(error)
 
     def stop(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         if self._events is not None:
             self._events.close()
         super().stop()

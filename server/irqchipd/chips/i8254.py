@@ -335,7 +335,7 @@ class Pit:
     def save(self, *, speaker: bool) -> SavedPit:
         """For a snapshot."""
         return SavedPit(
-            state=self.state().pack(),
+            state=PitState(tuple(self.channels), self.flags).pack(),
             speaker=speaker,
             reinject=self.reinject,
             acknowledged=self.acknowledged,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from operator import attrgetter
 from typing import Final
 
 from irqchipd.chips.lapic_timer import TIMER_MODE
@@ -182,15 +184,7 @@ class LapicRegisters:
 
     def pack(self) -> bytes:
         """struct kvm_lapic_state, 1024 bytes."""
-        page = bytearray(self.page)
-        for offset, name in WORDS.items():
-            _WORD.pack_into(page, offset, getattr(self, name))
-        _WORD.pack_into(page, Reg.PPR, self.ppr)
-        for offset, name in VECTOR_MAPS.items():
-            vectors = getattr(self, name)
-            for word in range(8):
-                _WORD.pack_into(page, offset + 0x10 * word, vectors >> 32 * word & 0xFFFF_FFFF)
-        return bytes(page)
+        return _packed(self.page, self.ppr, *_values(self))
 
     @classmethod
     def unpack(cls, page: bytes) -> LapicRegisters:
@@ -202,6 +196,22 @@ class LapicRegisters:
             words = (_WORD.unpack_from(page, offset + 0x10 * word)[0] << 32 * word for word in range(8))
             setattr(registers, name, sum(words))
         return registers
+
+
+_values: Final = attrgetter(*WORDS.values(), *VECTOR_MAPS.values())
+
+
+@lru_cache(64)
+def _packed(page: bytes, ppr: int, *values: int) -> bytes:
+    """The page with these registers. States that somebody looks at one after the other mostly have the same."""
+    packed = bytearray(page)
+    for offset, value in zip(WORDS, values, strict=False):
+        _WORD.pack_into(packed, offset, value)
+    _WORD.pack_into(packed, Reg.PPR, ppr)
+    for offset, vectors in zip(VECTOR_MAPS, values[len(WORDS) :], strict=True):
+        for word in range(8):
+            _WORD.pack_into(packed, offset + 0x10 * word, vectors >> 32 * word & 0xFFFF_FFFF)
+    return bytes(packed)
 
 
 REGISTERS: Final = tuple(field.name for field in fields(LapicRegisters))

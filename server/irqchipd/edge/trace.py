@@ -89,8 +89,13 @@ class TraceLog(Recorder):
         self._choosy = any(ring.wanted.gsis or ring.wanted.vcpus for ring in rings)
         wanting = {name: tuple(ring for ring in rings if name in ring.wanted.tracepoints) for name in TRACEPOINTS}
         self._of = {name: rings for name, rings in wanting.items() if rings}
+        alone = rings[0] if len(rings) == 1 and not self._choosy and not self._probe_rings else None
+        self.only = alone if alone is not None and len(self._of) == len(TRACEPOINTS) else None
 
     # Under the VM's lock.
+
+    def line_raised(self, coalesced: bool, masked: bool) -> None:
+        """No tracepoint, and so not recorded."""
 
     def record(self, name: str, values: tuple[int, ...]) -> None:
         """Add an event. A VM with a Watch spends most of its tracing time here."""
@@ -103,11 +108,15 @@ class TraceLog(Recorder):
         if self._choosy:
             routes = self._vm.routes
             rings = tuple(ring for ring in rings if ring.wanted.takes(name, values, routes))
-        elif len(rings) == 1:
+        elif len(rings) == 1:  # the shortest way
             ring = rings[0]
-            if ring.written >= ring.room:  # the shortest way; no reader is asleep
+            if ring.written >= ring.room:  # no reader is asleep
                 ring.lost += 1
                 return
+            ring.add(self._now(), name, values)
+            if self._asleep:
+                self._rouse()
+            return
         self._add(rings, name, values)
 
     def _look_at_probes(self) -> None:
@@ -132,8 +141,12 @@ class TraceLog(Recorder):
                 now = self._now()
             ring.add(now, name, values)
         if self._asleep and rings:
-            self._asleep = False
-            self._wake()
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """There is something to read."""
+        self._asleep = False
+        self._wake()
 
     def _all_probes(self) -> tuple[int, Probes]:
         return self._now(), {} if self._probing is None else self._probing.everything()

@@ -8,6 +8,7 @@ from typing import Final
 
 from irqchipd.edge.trace_codec import Event, TraceEncoder
 from irqchipd.edge.trace_filter import Filter
+from irqchipd.observe.recorder import Room
 from irqchipd.vm.board import Probes
 
 BATCH: Final = 1024  # events and probes in a batch: encoding them takes less than a piece of other work
@@ -17,7 +18,7 @@ RING_NS: Final = 10_000_000
 _CHUNKS: Final = 8  # encoded batches that are kept for other readers
 
 
-class Ring:
+class Ring(Room):
     """Events and their encoding. One thread at a time adds, under the VM's lock; others read without the lock.
 
     An event's position shows a reader whether the event was overwritten. When even the fastest reader is a whole ring
@@ -32,21 +33,16 @@ class Ring:
         "event_ns",
         "events",
         "limit",
-        "lost",
         "readers",
-        "room",
         "wanted",
-        "written",
     )
 
     def __init__(self, wanted: Filter, limit: int) -> None:
+        super().__init__(limit)
         self.wanted = wanted
         self.limit = limit
         self.event_ns = RING_NS // max(limit, BATCH)
         self.events: list[Event] = []
-        self.written = 0  # the number of added events: the position of the next event
-        self.room = limit  # the position from which on events are lost
-        self.lost = 0
         self.readers: set[TraceReader] = set()
         self._encoder = TraceEncoder()
         self._encoding = threading.Lock()

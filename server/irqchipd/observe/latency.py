@@ -78,6 +78,10 @@ class Latencies(Observer):
     def sees_everything(self) -> bool:
         return False
 
+    @property
+    def sees_accesses(self) -> bool:
+        return False
+
     def __init__(
         self, wiring: Wiring, now: Callable[[], int], at_the_end: Callable[[Callable[[], None]], None]
     ) -> None:

@@ -37,8 +37,8 @@ class Accesses(Vcpus):
             if isinstance(device, RegionDevice):
                 return board.regions.read(device, vcpu, port, size, by)
             value = device.read(port, size)
-            if board.observer is not None:
-                board.observer.kvm_pio(False, port, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_pio(False, port, size, value, vcpu)
             return value
 
     def pio_write(self, vcpu: int, port: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
@@ -53,8 +53,8 @@ class Accesses(Vcpus):
                 return False
             if isinstance(device, RegionDevice):
                 return board.regions.write(device, vcpu, port, size, value, by)
-            if board.observer is not None:
-                board.observer.kvm_pio(True, port, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_pio(True, port, size, value, vcpu)
             device.write(port, size, value)
             return True
 
@@ -70,8 +70,8 @@ class Accesses(Vcpus):
             if isinstance(device, RegionDevice):
                 return board.regions.read(device, vcpu, address, size, by)
             value = device.read(address, size)
-            if board.observer is not None:
-                board.observer.kvm_mmio(False, address, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_mmio(False, address, size, value, vcpu)
             return value
 
     def mmio_write(self, vcpu: int, address: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
@@ -86,8 +86,8 @@ class Accesses(Vcpus):
                 return False
             if isinstance(device, RegionDevice):
                 return board.regions.write(device, vcpu, address, size, value, by)
-            if board.observer is not None:
-                board.observer.kvm_mmio(True, address, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_mmio(True, address, size, value, vcpu)
             device.write(address, size, value)
             if cpu.is_copied:
                 cpu.wrote(device, address)

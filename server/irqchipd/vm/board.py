@@ -71,7 +71,8 @@ class Board:
 
     def observe(self, observer: Observer | None) -> None:
         """Report events to an observer from now on."""
-        self.observer = self.regions.observer = observer
+        self.observer = observer
+        self.regions.observer = observer if observer is not None and observer.sees_accesses else None
 
     # Probes: the state of the chips that a logic analyser would show. See vm/probing.py.
 

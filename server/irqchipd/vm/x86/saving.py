@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from irqchipd.chips import i8259, ioapic
@@ -47,9 +48,15 @@ def save_chips(board: PcBoard) -> ChipsState | None:
         secondary=pic.secondary.pack(),
         output=pic.output,
         delayed_eoi_ns=board.delayed_eoi.deadline,
-        sources=tuple(sources.to_bytes((sources.bit_length() + 7) // 8, "little") for sources in board.sources),
+        sources=_save_inputs(*board.sources),
         **io.save(),
     )
+
+
+@lru_cache(64)
+def _save_inputs(*inputs: int) -> tuple[bytes, ...]:
+    """Which line sources drive each input, which is mostly as it was in the state before."""
+    return tuple(sources.to_bytes((sources.bit_length() + 7) // 8, "little") for sources in inputs)
 
 
 # Restoring, from states that have been checked.
