@@ -1,7 +1,7 @@
 """`make bench`: measures the daemon beside its references, round by round, and prints medians and ratios.
 
-Where irqchipd is compiled in another environment, the same is measured there, each thing after the other. It takes
-about a minute for each, and writes bench/out/latest.json and bench/out/latest.svg. The goals are the compiled build's.
+If irqchipd is compiled in another environment, the same is measured there, each thing after the other. Each takes about
+a minute. The reports are bench/out/latest.json and bench/out/latest.svg. The goals are the compiled build's.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from irqchip_client.replay.traces import load_traces
 from irqchipd.vm.x86.machine import X86Vm
 from tests.conformance.kvm import Kvm, KvmVm
 
-POLL_US = 100  # how long both sides poll, where they poll
+POLL_US = 100  # the time that both sides poll, if they poll
 IN_FLIGHT = 8
 REPEATED = 200
 VMS, SESSIONS, FLOODERS = 10_000, 200, 4
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--compiled", metavar="PYTHON", help="measure also in this environment")
     parser.add_argument("--only", metavar="NAME", choices=[measure.__name__ for measure in MEASURES])
-    parser.add_argument("--write", metavar="PATH", type=Path, help="write what was measured, and no report")
+    parser.add_argument("--write", metavar="PATH", type=Path, help="write the measurements, and no report")
     arguments = parser.parse_args()
     figures: list[Figure] = []
     series: dict[str, Series] = {}
@@ -141,7 +141,7 @@ def over_grpc(figures: list[Figure], series: dict[str, Series]) -> None:
         Figure.ratio(ORDER[0], measured["unary IrqLine"], measured["no-op unary RPC"], 1.10),
         Figure(ORDER[2], 1e6 / measured["stream, a change"].median, "1/s", 400_000, at_least=True),
     ]
-    if not is_compiled(CORE):  # whose executor can't be replaced: the reference executes as well
+    if not is_compiled(CORE):  # The compiled executor can't be replaced: the reference executes as well.
         noop_change = measured["stream, no-op executor, a change"]
         figures.append(Figure.ratio(ORDER[1], measured["stream, a change"], noop_change, 3.0))
 
@@ -395,7 +395,7 @@ def repeated(do: Callable[[], object]) -> Callable[[], None]:
 
 
 def in_the_kernel(figures: list[Figure], series: dict[str, Series]) -> None:  # noqa: ARG001 - it has no figure
-    """The time the kernel's own irqchip takes, where there is /dev/kvm, for comparison."""
+    """The time of the kernel's own irqchip, for comparison, if there is /dev/kvm."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return
     kvm = Kvm()

@@ -15,7 +15,7 @@ CORE = "irqchipd.vm.machine"
 
 
 class Build:
-    """What was measured of a build of irqchipd."""
+    """The figures and series of a build of irqchipd."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
@@ -23,7 +23,7 @@ class Build:
 
 
 def write_measured(figures: Sequence[Figure], series: Mapping[str, Series], path: Path) -> None:
-    """Write what this process has measured, for another one."""
+    """Write this process's measurements for another process."""
     content = {
         "compiled": is_compiled(CORE),
         "figures": {figure.name: figure.value for figure in figures},
@@ -33,7 +33,7 @@ def write_measured(figures: Sequence[Figure], series: Mapping[str, Series], path
 
 
 def measure_in(python: str, name: str, build: Build) -> None:
-    """Measure one thing in another environment. RuntimeError where irqchipd is not compiled there."""
+    """Measure one thing in another environment. RuntimeError if irqchipd is not compiled there."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "measured.json")
         subprocess.run([python, "-m", "bench", "--only", name, "--write", str(path)], check=True)

@@ -118,7 +118,7 @@ class Qtest:
 
 @contextmanager
 def qtest() -> Iterator[Qtest | None]:
-    """A QEMU, where QEMU is installed."""
+    """A QEMU; None if QEMU is not installed."""
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         yield None

@@ -1,4 +1,4 @@
-"""irqchipd with two references on the same server: a no-op RPC, and VMs that execute nothing of their batches."""
+"""irqchipd with two references on the same server: a no-op RPC, and VMs that execute no operation of their batches."""
 
 from __future__ import annotations
 

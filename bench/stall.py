@@ -1,4 +1,4 @@
-"""`make stall`: how much one hostile client or guest slows down others, and whether the daemon still stops.
+"""`make stall`: how much a hostile client or guest slows down others, and whether the daemon still stops.
 
 Each attack has a daemon of its own. Five processes that take no part in the attack use VMs of their own: they send
 requests over the port and over gRPC, connect anew, halt for 10 ms, and take the 10 ms ticks of a PIT. They measure
@@ -148,7 +148,7 @@ def _held(pipes: Sequence[Connection]) -> float | None:
 
 
 def _stop(result: Result, daemon: Daemon) -> float:
-    """How long the daemon takes to stop during the attack."""
+    """The seconds that the daemon takes to stop during the attack."""
     if daemon.process.poll() is not None:
         result.trouble.append(f"the daemon ended with status {daemon.process.returncode}")
         return 0.0
@@ -171,7 +171,7 @@ def _stop(result: Result, daemon: Daemon) -> float:
 
 
 def _memory(daemon: Daemon, name: str) -> float:
-    """A line of the daemon's /proc status, in MiB; VmHWM is the peak."""
+    """A value of the daemon's /proc status, in MiB; VmHWM is the peak."""
     with suppress(OSError):
         for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
             if line.startswith(name + ":"):

@@ -1,4 +1,4 @@
-"""A virtio disk in a process of its own: what a read of 4 KiB takes, from the doorbell to the end of Halt."""
+"""A virtio disk in a process of its own: the time of a read of 4 KiB, from the doorbell to the end of Halt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What observers cost a VM: a Watch of everything, none, and metrics."""
+"""The cost of observers to a VM: a Watch of everything, no Watch, and metrics."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from irqchip.builds import is_compiled
 from irqchip_client import Session, connect, ops
 from irqchip_client._daemon import start_daemon
 
-WATCHED = "Session over gRPC, changes a second with one Watch of everything / with nobody watching"
-UNOBSERVED = "a line change with nobody watching / without tracepoints"
+WATCHED = "Session over gRPC, changes a second with one Watch of everything / without a Watch"
+UNOBSERVED = "a line change without a Watch / without tracepoints"
 METERED = {
     "a change, Session over gRPC": "Session over gRPC, a line change with --metrics / without",
     "port, PioRead": "port, polling on: PioRead round trip with --metrics / without",
@@ -52,7 +52,7 @@ def watcher(pipe: Connection, target: str, vm: str) -> None:
 
 
 def watched(figures: list[Figure], series: dict[str, Series]) -> None:
-    """Batches of line changes, by turns with nobody watching, with a Watch, and with one of the probes, too."""
+    """Batches of line changes, in turn without a Watch, with a Watch, and with a Watch of the probes, too."""
     with ExitStack() as stack:
         daemon = stack.enter_context(start_daemon())
         client = stack.enter_context(daemon.connect())
@@ -60,7 +60,7 @@ def watched(figures: list[Figure], series: dict[str, Series]) -> None:
         session = stack.enter_context(session_over(client, "vm", "grpc"))
         watching = stack.enter_context(worker(watcher, daemon.target, "vm"))
         watches = {
-            "a change, nobody watching": None,
+            "a change, no Watch": None,
             "a change, one Watch of everything": False,
             "a change, one Watch of everything and the probes": True,
         }
@@ -80,8 +80,8 @@ def watched(figures: list[Figure], series: dict[str, Series]) -> None:
                     watching.recv()
     measured = {name: Series(values) for name, values in times.items()}
     series.update(measured)
-    nobody, one, _ = measured.values()
-    figures.append(Figure.ratio(WATCHED, nobody, one, 0.5, at_least=True))
+    without, one, _ = measured.values()
+    figures.append(Figure.ratio(WATCHED, without, one, 0.5, at_least=True))
 
 
 def metered(figures: list[Figure], series: dict[str, Series]) -> None:
@@ -123,13 +123,13 @@ def _drive(session: Session, batches: int) -> None:
 
 
 def unobserved(figures: list[Figure], series: dict[str, Series]) -> None:
-    """A VM's own function, beside one from which every question for an observer was removed."""
-    if is_compiled("irqchipd.vm.machine"):  # whose statements can't be removed
+    """A VM's own function, beside one without any statement for observers."""
+    if is_compiled("irqchipd.vm.machine"):  # its statements can't be removed
         return
     times: dict[str, list[float]] = {}
     with ExitStack() as stack:
         pipes = {
-            "a VM's line change, nobody watching": stack.enter_context(worker(driver, False)),
+            "a VM's line change, no Watch": stack.enter_context(worker(driver, False)),
             "a VM's line change, no tracepoints": stack.enter_context(worker(driver, True)),
         }
         for _ in range(20 * ROUNDS):
@@ -138,8 +138,8 @@ def unobserved(figures: list[Figure], series: dict[str, Series]) -> None:
                 times.setdefault(name, []).append(pipe.recv())
     measured = {name: Series(values) for name, values in times.items()}
     series.update(measured)
-    nobody, without = measured.values()
-    figures.append(Figure.ratio(UNOBSERVED, nobody, without, 1.02))
+    observed, without = measured.values()
+    figures.append(Figure.ratio(UNOBSERVED, observed, without, 1.02))
 
 
 def driver(pipe: Connection, without: bool) -> None:
@@ -183,7 +183,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Remover(ast.NodeTransformer):
-    """Removes `if self.observer is not None: ...`, and what is there for that alone."""
+    """Removes `if self.observer is not None: ...`, and the statements that only that needs."""
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)

@@ -69,7 +69,7 @@ def vcpu(pipe: Connection, target: str, vm: str, memory: str) -> None:
 
 
 def embedded_vcpu(pipe: Connection, socket: str, memory: str) -> None:
-    """The same with a daemon in this process, which listens for the device's."""
+    """The same with a daemon in this process, which listens for the device's process."""
     pin(os.getpid(), 1)
     with embedded(socket) as client, prepare(client, "vm").session("vcpu") as session:
         cpu = session.vcpu(0)

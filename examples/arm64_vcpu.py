@@ -4,8 +4,8 @@ python -m examples.arm64_vcpu --vcpu 0 --folder /tmp/machine --kernel examples/g
 python -m examples.arm64_vcpu --vcpu 1 --folder /tmp/machine
 
 The processes share the guest's memory, a file in the folder. When the guest turns vCPU 1 on (PSCI's CPU_ON), vCPU 0's
-process writes into another file there where vCPU 1 begins. An instruction that is atomic on a processor is not atomic
-between two emulators, so this is for guests that need none: see docs/unicorn.md.
+process writes the address of vCPU 1's first instruction into another file there. An instruction that is atomic on a
+processor is not atomic between two emulators. So the guest must not need atomic instructions: see docs/unicorn.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Switches:
         self._vcpus = vcpus
 
     def file(self, vcpu: int) -> Path:
-        """Where a vCPU begins."""
+        """The file with the beginning of a vCPU."""
         return self._folder / f"vcpu{vcpu}.json"
 
     def is_on(self, affinity: int) -> bool | None:
@@ -47,7 +47,7 @@ class Switches:
         """Lets a vCPU's process begin."""
         new = self._folder / "new.json"
         new.write_text(json.dumps(dataclasses.asdict(start)))
-        new.rename(self.file(affinity))  # so that nobody reads a part of it
+        new.rename(self.file(affinity))  # so that no process reads a part of it
         return True
 
     def turn_off(self, *, reset: bool) -> None:
@@ -96,8 +96,8 @@ def main() -> None:
     """Run the vCPU."""
     options = parser(__doc__)
     options.add_argument("--vcpu", type=int, required=True, help="the vCPU's number")
-    options.add_argument("--vcpus", type=int, choices=range(1, 9), default=2, help="how many there are (2)")
-    options.add_argument("--folder", type=Path, required=True, help="what the vCPUs' processes share")
+    options.add_argument("--vcpus", type=int, choices=range(1, 9), default=2, help="the number of vCPUs (2)")
+    options.add_argument("--folder", type=Path, required=True, help="the folder that the vCPUs' processes share")
     options.add_argument("--gic", type=int, choices=[2, 3], default=3, help="vCPU 0: the GIC's version (3)")
     options.add_argument("--kernel", type=Path, metavar="FILE", help="vCPU 0: the guest")
     options.add_argument("--await", dest="awaited", action="append", default=[], metavar="CLIENT", help="wait for it")

@@ -1,4 +1,4 @@
-"""The options that the devices' command lines share."""
+"""The common options of the devices' command lines."""
 
 from __future__ import annotations
 

@@ -48,6 +48,6 @@ def outdated() -> list[str]:
 if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
         if names := outdated():
-            sys.exit(f"not what the contract generates: {', '.join(names)}; run `make proto`")
+            sys.exit(f"out of date: {', '.join(names)}; run `make proto`")
     else:
         generate(PROTO)

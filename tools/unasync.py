@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent.parent / "client" / "irqchip_client"
-MODULES = ("client", "machine", "session")  # in the others the two halves do I/O differently
+MODULES = ("client", "machine", "session")  # in the other modules the two halves do I/O differently
 NOTICE = "# Made from _asyncio/{name}.py by tools/unasync.py. Edit the original, then run `make proto`.\n"
 
 # Phrases of docstrings first.
@@ -57,7 +57,7 @@ def blocking(source: str) -> str:
 
 
 def formatted(source: str, path: Path) -> str:
-    """The source as the formatter leaves it."""
+    """The source after the formatter."""
     ruff = [str(Path(sysconfig.get_path("scripts")) / "ruff")]
     for arguments in (["check", "--quiet", "--select=I,F401", "--fix"], ["format"]):
         command = [*ruff, *arguments, f"--stdin-filename={path}", "-"]
@@ -66,7 +66,7 @@ def formatted(source: str, path: Path) -> str:
 
 
 def made() -> dict[Path, str]:
-    """The modules of _sync, and the source each should have."""
+    """The modules of _sync, and the new source of each."""
     fresh = {}
     for name in MODULES:
         path = CLIENT / "_sync" / f"{name}.py"

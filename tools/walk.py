@@ -1,4 +1,4 @@
-"""Count what the daemon does for one event: Python calls, files they are in, and changes from one file to another.
+"""Count the daemon's work for one event: Python calls, their files, and changes from one file to another.
 
 Each of the three walks uses Sessions on the port and a daemon that is otherwise idle:
 
@@ -75,7 +75,7 @@ class Counting:
 
 
 def changes(calls: Calls) -> int:
-    """How many calls are in another file than the call before."""
+    """The number of calls in another file than the call before."""
     return sum(one[0] != other[0] for one, other in pairwise(calls))
 
 

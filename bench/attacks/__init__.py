@@ -1,4 +1,4 @@
-"""The attacks: how a client or a guest may hold up others, one module per kind."""
+"""The attacks: ways in which a client or a guest may hold up others, one module per kind."""
 
 from bench.attacks import descriptors, owners, rings, shares, timers, work
 from bench.attacks.common import Attack

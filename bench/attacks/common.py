@@ -1,4 +1,4 @@
-"""What the attacks share: an attacker's connections and its VMs."""
+"""The common parts of the attacks: an attacker's connections and its VMs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 
-# One step of an attack. Returns how many seconds the attacker's own vCPU was held, where a bound is promised.
+# One step of an attack. Returns how many seconds the attacker's own vCPU was held, if a bound is promised.
 Act = Callable[[], float | None]
 
 

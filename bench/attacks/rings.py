@@ -1,4 +1,4 @@
-"""Row 2 by rings: the same work without a system call; and rings whose clients do what they must not."""
+"""Row 2 by rings: the same work without a system call; and rings whose clients break the rules."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _broadcasts(foe: Foe) -> Act:
 
 
 def _many(foe: Foe, *, takes: bool) -> Act:
-    """All rings there are, whose clients always say that they wait, and always ring."""
+    """All available rings. Their clients always report that they wait, and always ring."""
     foe.make(VM, VCPUS)
     rings, data = _rings(foe, 250), records("pio_read", 4, 1, 0, 0x21)
 

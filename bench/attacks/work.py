@@ -118,7 +118,7 @@ def _acknowledged(foe: Foe) -> Act:
 
 
 def _resampled(foe: Foe) -> Act:
-    """A guest that ends interrupts, each of which signals 500 resamplefds."""
+    """A guest that ends interrupts. Each end signals 500 resamplefds."""
     foe.make()
     for _ in range(4):
         session = foe.port()
@@ -207,7 +207,7 @@ ATTACKS = (
     Attack(2, "the same in records, 4 clients", lambda foe: _messages(foe, 200, True)),
     Attack(2, "a guest's NMIs to 255 vCPUs, 16 Sessions", _ipis),
     Attack(2, "16 irqfds of an MSI broadcast, 16 Sessions", _irqfds),
-    Attack(2, "a guest's EOIs, of which 300 Sessions are notified", _acknowledged),
+    Attack(2, "a guest's EOIs, reported to 300 Sessions", _acknowledged),
     Attack(2, "a guest's EOIs, 500 resamplefds", _resampled),
     Attack(2, "RestoreVm, SaveVm, GetVm, ListVms of a large VM", _big_states),
     Attack(2, "ListVms of 4,000 VMs", _listed),

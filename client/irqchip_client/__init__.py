@@ -194,7 +194,7 @@ __all__ = [
     "s390",
 ]
 
-# In the order in which they are looked through: what most programs need anyway comes first.
+# The order of the search: the modules that most programs need come first.
 _HOMES = (
     *("_errors", "_sync.client", "_sync.machine", "_model", "_events", "_state", "_target"),
     *("_sync.irqfd", "_sync.session", "_sync.streams", "s390"),

@@ -1,4 +1,4 @@
-"""Finds the wrong argument of a call, after protobuf or struct has refused them, and says what is allowed."""
+"""Finds the wrong argument of a call, after protobuf or struct has refused it, and names the allowed values."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _LISTS = {
 def what_is_wrong(
     call: str, arguments: Mapping[str, Any], optional: frozenset[str] = frozenset(), flags: Collection[str] = ()
 ) -> str | None:
-    """Of the arguments, the first that is wrong, what it is and what is allowed; None where all look right.
+    """The first wrong argument, what it is and what is allowed; None if all arguments look right.
 
     `optional` names those that may be None, `flags` those that are False or True.
     """
@@ -172,7 +172,7 @@ def _wrong_list(name: str, value: Any) -> str | None:
         shown = f"{name}[{position}] is {item!r:.200}"
         if name == "tracepoints":
             if not isinstance(item, str):
-                return f"{shown}, {_is_no(item, 'text')}; it is {what}, 'kvm_pio' say"
+                return f"{shown}, {_is_no(item, 'text')}; it is {what}: write 'kvm_pio'"
         elif (wrong := _wrong_number(shown, item, what, _LONG if name == "args" else _WORD)) is not None:
             return wrong
     return None

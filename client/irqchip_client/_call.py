@@ -1,4 +1,4 @@
-"""What a call is: described once, without I/O; made by an RPC of its own or in a Session's batch."""
+"""A call, described once, without I/O. It is made by an RPC of its own or in a Session's batch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Call(Generic[T]):
 
     operation  its name in the proto's Operation: "irq_line"
     parse      makes the result of the response message
-    waits      seconds that the daemon may hold the answer back, beside the time the work takes; None: no limit
+    waits      seconds that the daemon may hold the answer back, in addition to its work; None: no limit
     """
 
     __slots__ = ("_request", "fields", "operation", "parse", "parse_record", "record", "waits")
 
-    # What makes the result of the three fields of an answer in the port's short form, if the call has one.
+    # Makes the result from the three fields of an answer in the port's short form, if the call has that form.
     parse_record: Callable[[int, int, int], T]
 
     def __init__(self, operation: str, request: Message, parse: Callable[[Any], T], waits: float | None = 0.0) -> None:
@@ -60,7 +60,7 @@ class Call(Generic[T]):
 
     @property
     def is_halt(self) -> bool:
-        """Whether its answer comes when a vCPU has something to take, and not in the order of the batches."""
+        """Whether the answer comes when a vCPU has something to take, and not in the order of the batches."""
         return self.operation == "halt"
 
     def request_for(self, vm: Any) -> Message:
@@ -73,7 +73,7 @@ class Call(Generic[T]):
                 setattr(request, "vm", vm)  # noqa: B010 - Message has no such attribute; these requests do.
             except ValueError:
                 raise InvalidArgument(
-                    errno.EINVAL, f"{vm!r:.200} is no VM's name; Client.vms() lists the VMs that there are"
+                    errno.EINVAL, f"{vm!r:.200} is no VM's name; Client.vms() lists the VMs"
                 ) from None
         return request
 
@@ -87,7 +87,7 @@ class Call(Generic[T]):
 
 
 class Decoder(Generic[T]):
-    """What makes an operation's result: of its response message, and of the fields of its answer's record."""
+    """Makes an operation's result: from its response message, or from the fields of its answer's record."""
 
     def __init__(self, message: Callable[[Any], T], record: Callable[[int, int, int], T]) -> None:
         self.message = message
@@ -95,10 +95,10 @@ class Decoder(Generic[T]):
 
 
 class RecordCall(Call[T]):
-    """A call that has the port's short form. Its request is made only where it is needed, which is over gRPC.
+    """A call that has the port's short form. Its request is made only for gRPC.
 
-    fields   of the record: size, index, address, value; irqchip.records.FIELDS says which fields of the request
-    request  if those fields do not say all of it
+    fields   of the record: size, index, address, value; irqchip.records.FIELDS maps them to the request's fields
+    request  if those fields do not hold all of it
     """
 
     __slots__ = ()
@@ -139,7 +139,7 @@ class RecordCall(Call[T]):
 
 
 def _made_request(operation: str, values: Sequence[int]) -> Message:
-    """An operation's request, of the fields of its record."""
+    """An operation's request, from the fields of its record."""
     message: type[Message] = getattr(pb, f"{operation.title().replace('_', '')}Request")
     named = zip(FIELDS[operation], values, strict=True)
     return message(**{name: value for name, value in named if name is not None})
@@ -160,7 +160,7 @@ def check_name(what: str, name: Any) -> None:
 
 
 def as_list(calls: Iterable[Call[Any]]) -> list[Call[Any]]:
-    """The operations of a batch. Raises InvalidArgument for what is no list, a single operation say."""
+    """The operations of a batch. Raises InvalidArgument for anything but a list, for example a single operation."""
     if type(calls) is not list and not isinstance(calls, Iterable):
         raise InvalidArgument(errno.EINVAL, f"{calls!r:.200} is no list of operations: write [...] around operations")
     return list(calls)
@@ -182,13 +182,13 @@ def is_flag(value: object) -> bool:
 
 
 def check_flag(name: str, value: object) -> None:
-    """Raises InvalidArgument for what is neither False nor True: a text, "no" say, would count as True."""
+    """Raises InvalidArgument for anything but False and True: the text "no", for example, would count as True."""
     if not is_flag(value):
         raise InvalidArgument(errno.EINVAL, f"{name} is {value!r:.200}: write True or False")
 
 
 def seconds(timeout: Any) -> float:
-    """The timeout, unchanged. Raises InvalidArgument where it is no number of seconds that one can wait for."""
+    """The timeout, unchanged. Raises InvalidArgument for anything but a number of seconds that a call can wait."""
     if not isinstance(timeout, int | float) or not 0 <= timeout <= _LONGEST:
         raise InvalidArgument(
             errno.EINVAL, f"timeout is {timeout!r:.200}; use a number of seconds from 0 to {_LONGEST:,}"

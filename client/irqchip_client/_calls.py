@@ -1,4 +1,4 @@
-"""The calls that irqchip_client.ops does not show: those of a Client and a Vm, and those that carry descriptors."""
+"""The calls that irqchip_client.ops does not contain: those of a Client and a Vm, and those that carry descriptors."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def create_pit(speaker: bool) -> Call[None]:
 def watch_request(
     vm: str, tracepoints: Iterable[str], gsis: Iterable[int] = (), vcpus: Iterable[int] = (), probes: bool = False
 ) -> pb.WatchRequest:
-    """The request that opens a Watch. Raises InvalidArgument for names that are no text, and for wrong numbers."""
+    """The request that opens a Watch. Raises InvalidArgument for names that are no text, and for invalid numbers."""
     from ._arguments import what_is_wrong
 
     check_name("VM", vm)
@@ -158,7 +158,7 @@ def watch_request(
         raise InvalidArgument(errno.EINVAL, f"watch: tracepoints: {error!s:.200}") from None
 
 
-# Calls of a Session that descriptors go with.
+# Calls of a Session that carry descriptors.
 
 
 @checked

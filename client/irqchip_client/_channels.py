@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from ._errors import client_closed
 
-C = TypeVar("C")  # A channel, and what calls over it.
+C = TypeVar("C")  # A channel, with its stub.
 
 MOST_CALLS = 32  # Over a channel at a time.
 

@@ -1,4 +1,4 @@
-"""What makes a call checks its arguments. The functions are looked at as only interpreted ones can be."""
+"""Checks the arguments of functions that make calls. It inspects these functions, which must not be compiled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import inspect
 from collections.abc import Callable, Collection
 from functools import lru_cache, wraps
-from struct import error as StructError  # noqa: N812 - struct's own name says nothing
+from struct import error as StructError  # noqa: N812 - struct's own name is too general
 from typing import Any, ParamSpec, TypeVar, cast
 
 from ._call import Call, is_flag
@@ -60,13 +60,13 @@ def _refused(
     kwargs: Any,
     error: Exception,
 ) -> InvalidArgument:
-    """The error that names the wrong argument; else the arguments, and the complaint as it is."""
+    """The error that names the wrong argument; otherwise all arguments, and the original complaint."""
     from ._arguments import what_is_wrong
 
     signature = inspect.signature(make)
     try:
         arguments = signature.bind(*args, **kwargs).arguments
-    except TypeError as unbound:  # One too many, or one that is missing.
+    except TypeError as unbound:  # An argument too many, or a missing one.
         return InvalidArgument(errno.EINVAL, f"{make.__name__}{signature.replace(return_annotation=Any)}: {unbound}")
     why = what_is_wrong(make.__name__, arguments, optional, flags)
     if why is not None:

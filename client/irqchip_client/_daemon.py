@@ -27,7 +27,7 @@ class Daemon:
 
     @property
     def target(self) -> str:
-        """The daemon's private socket, as connect() and IRQCHIP_TARGET take it."""
+        """The daemon's private socket, for connect() and IRQCHIP_TARGET."""
         return self.targets[0]
 
     @property
@@ -89,7 +89,7 @@ def start_daemon(
     """Runs a daemon on a private socket, and on the addresses of `listen`, for the length of a `with`.
 
     `arguments` are appended to irqchipd's command line, and `module` is run in place of irqchipd; `timeout` is in
-    seconds, for the start and again for the stop. Raises IrqchipError(ECHILD), with the daemon's stderr, where one of
+    seconds, for the start and again for the stop. Raises IrqchipError(ECHILD), with the daemon's stderr, if one of
     them takes longer. A daemon that ended early or was killed is no error: a test may do that on purpose.
     """
     # Not in $TMPDIR: the path of a socket has 107 characters at most, and pytest's directories are longer.

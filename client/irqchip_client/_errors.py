@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# ruff: noqa: N818 - the names say what is the case; "Error" after each would add nothing.
+# ruff: noqa: N818 - the names say what happened; "Error" after each would add nothing.
 import errno
 from typing import Protocol, cast
 
@@ -23,7 +23,7 @@ class IrqchipError(Exception):
     IrqchipError                any other error: see .errno
     ├── AlreadyExists           EEXIST                   the VM, vCPU, irqchip or PIT exists, or a range is claimed
     ├── NotFound                ENOENT                   there is no such VM, vCPU, region or line source
-    ├── InvalidArgument         EINVAL, EBADMSG, EBADF   a value is invalid; the message says what is allowed
+    ├── InvalidArgument         EINVAL, EBADMSG, EBADF   a value is invalid; the message has the allowed values
     ├── NotReady                ENXIO, EAGAIN            the VM has no irqchip or no PIT; the vCPU has no local APIC
     ├── Busy                    EBUSY                    the vCPU halts already; the eventfd is an irqfd already
     ├── LimitReached            E2BIG, ENOSPC            a limit of the daemon or of this client is reached
@@ -59,7 +59,7 @@ class NotFound(IrqchipError):
 
 
 class InvalidArgument(IrqchipError):
-    """EINVAL, EBADMSG, EBADF: a value is invalid; the message says what is allowed."""
+    """EINVAL, EBADMSG, EBADF: a value is invalid; the message has the allowed values."""
 
 
 class NotReady(IrqchipError):
@@ -89,11 +89,11 @@ class TimedOut(IrqchipError):
 
 
 class SessionClosed(IrqchipError):
-    """EPIPE: the Session has ended, and its levels have dropped. The message says why."""
+    """EPIPE: the Session has ended, and its levels have dropped. The message has the reason."""
 
 
 class GuestError(IrqchipError):
-    """EFAULT: a guest cannot continue, or needs what its adapter lacks. The message says what happened, and where."""
+    """EFAULT: a guest cannot continue, or needs what its adapter lacks. The message has the reason and the place."""
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EFAULT, message)
@@ -117,17 +117,17 @@ _CLASSES: dict[int, type[IrqchipError]] = {
     errno.EPIPE: SessionClosed,
 }
 
-# Numbers of two names, for which Python's table has the less usual one.
+# Numbers with two names: Python's table has the less usual one.
 _ALIASES = {"EDEADLOCK": "EDEADLK", "EWOULDBLOCK": "EAGAIN", "ENOTSUP": "EOPNOTSUPP"}
 
 
 def reason_of(number: int) -> str:
-    """An errno's name, as errno(3) has it; its number where it has no name."""
+    """An errno's name, as in errno(3); for a number without a name, the number."""
     name = errno.errorcode.get(number, str(number))
     return _ALIASES.get(name, name)
 
 
-# The end of the system's message in gRPC's details, where the daemon may be there, but not for this user.
+# The end of the system's message in gRPC's details, if the daemon may be there, but not for this user.
 _FORBIDDEN = (f"({errno.EACCES})", f"({errno.EPERM})")
 
 _LONGEST_MESSAGE = 1000  # Characters that are shown of a message from elsewhere.
@@ -145,21 +145,21 @@ _MEANINGS = {
         errno.E2BIG,
         "a message to or from {target} is larger than the transport takes, or its server has no room for the call",
     ),
-    grpc.StatusCode.UNAUTHENTICATED: (errno.EACCES, "the server at {target} wants a proof of identity, as no irqchipd"),
+    grpc.StatusCode.UNAUTHENTICATED: (errno.EACCES, "the server at {target} asks for credentials: it is no irqchipd"),
     grpc.StatusCode.PERMISSION_DENIED: (errno.EACCES, "the server at {target} does not allow the call"),
     grpc.StatusCode.INTERNAL: (errno.EIO, "the transport to {target} failed; does an irqchipd answer there?"),
     grpc.StatusCode.UNKNOWN: (errno.EIO, "the server at {target} failed, or is no irqchipd"),
     grpc.StatusCode.DATA_LOSS: (errno.EIO, "the transport to {target} lost data"),
     grpc.StatusCode.INVALID_ARGUMENT: (errno.EINVAL, "the server at {target} can't read the call"),
     grpc.StatusCode.OUT_OF_RANGE: (errno.EINVAL, "the server at {target} can't read the call"),
-    grpc.StatusCode.NOT_FOUND: (errno.ENOENT, "the server at {target} does not find what the call is for"),
-    grpc.StatusCode.ALREADY_EXISTS: (errno.EEXIST, "the server at {target} has it already"),
+    grpc.StatusCode.NOT_FOUND: (errno.ENOENT, "the server at {target} does not find the object of the call"),
+    grpc.StatusCode.ALREADY_EXISTS: (errno.EEXIST, "the server at {target} has the object already"),
     grpc.StatusCode.FAILED_PRECONDITION: (errno.ENXIO, "the server at {target} is not ready for the call"),
 }
 
 
 class _Status(Protocol):
-    """The methods that every grpc.RpcError of a finished call has, sync or aio; its type does not say so."""
+    """The methods that every grpc.RpcError of a finished call has, sync or aio; its type does not declare them."""
 
     def code(self) -> grpc.StatusCode: ...
     def details(self) -> str | None: ...
@@ -199,12 +199,12 @@ def protocol_error(what: str) -> IrqchipError:
 
 
 def error_from_message(error: pb.Error) -> IrqchipError:
-    """The error that an operation or a batch in a Session was answered with."""
+    """The error in the answer to an operation or a batch of a Session."""
     return _from_reason(error.reason, error.message)
 
 
 def error_from_rpc(error: grpc.RpcError, target: str, *, closed: bool = False) -> IrqchipError:
-    """The error that a failed RPC to `target` stands for; `closed` says whether this Client is."""
+    """The error that a failed RPC to `target` stands for; `closed`: this Client is closed."""
     failure = cast(_Status, error)
     details = failure.details() or ""
     if reason := _reason(failure):
@@ -241,7 +241,7 @@ def _from_reason(reason: str, message: str) -> IrqchipError:
 
 
 def _reason(failure: _Status) -> str | None:
-    # Loaded where something has failed: they take a tenth of the time that a command of irqchipctl has.
+    # Imported after a failure: these take a tenth of the time of an irqchipctl command.
     from google.rpc import error_details_pb2
     from grpc_status import rpc_status
 

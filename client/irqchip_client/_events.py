@@ -15,7 +15,7 @@ from ._model import ResetReason, SignalKind, Space
 class InterruptPending:
     """A vCPU has an interrupt to take.
 
-    If another one is left when the vCPU has taken an interrupt, a further event follows.
+    If another interrupt is left when the vCPU has taken one, a further event follows.
     """
 
     vcpu: int
@@ -71,7 +71,7 @@ class IoapicEoi:
 
 @dataclass(frozen=True, slots=True)
 class EventsDropped:
-    """`count` events were dropped here, because they were not read in time."""
+    """`count` events were dropped here, because the client did not read them in time."""
 
     count: int
 

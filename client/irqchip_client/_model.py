@@ -60,11 +60,11 @@ class InterruptSource(IntEnum):
     LAPIC = 2
     IRQ = 3  # arm64: the vCPU's IRQ is asserted; the guest acknowledges it.
     FIQ = 4  # arm64: the vCPU's FIQ is asserted.
-    FLIC = 5  # Only what ends an s390 vCPU's halt: take_irq() returns the interrupt.
+    FLIC = 5  # Only as the end of an s390 vCPU's halt: take_irq() returns the interrupt.
 
 
 class SignalKind(IntEnum):
-    """A kind of signal. A signal is what a vCPU takes besides interrupts."""
+    """A kind of signal. A vCPU takes signals besides interrupts."""
 
     NMI = 1
     SMI = 2
@@ -90,7 +90,7 @@ class MpState(IntEnum):
 
     @classmethod
     def from_proto(cls, state: int) -> Self:
-        return cls(state - 1)  # An enum of protobuf's has 0 for what is absent.
+        return cls(state - 1)  # 0 stands for an absent value in protobuf's enums.
 
     def to_proto(self) -> pb.MpState.ValueType:
         return pb.MpState.ValueType(self + 1)
@@ -185,7 +185,7 @@ class VmInfo:
     """A VM.
 
     name
-    irqchip                  whether it has PICs, an IOAPIC and local APICs; or a GIC; or what s390 has
+    irqchip                  whether it has PICs, an IOAPIC and local APICs; or a GIC; or s390's controllers
     vcpus                    the ids of its vCPUs, in order of creation
     sessions                 its Sessions, in order of opening
     asserted_gsis            the GSIs (arm64: lines) that line source 0 drives high; all unary callers share source 0
@@ -200,7 +200,7 @@ class VmInfo:
     lateness_ns              how late its timers are, if they need more than its share; == ignores this field
     architecture
     gic                      arm64: its GIC, and that of its host; None if it has another architecture
-    devices                  what create_device() has made: types of devices 0, 1 and so on, of the first 64
+    devices                  the types of the devices 0, 1 and so on of create_device(), at most 64
     """
 
     name: str
@@ -229,7 +229,7 @@ class VmInfo:
             vcpus=tuple(message.vcpus),
             sessions=tuple(SessionInfo.from_proto(session) for session in message.sessions),
             asserted_gsis=tuple(message.asserted_gsis),
-            # A daemon that leaves the mode out knows no split irqchip.
+            # A daemon that leaves the mode out has no split irqchip.
             irqchip_mode=_MODES.get(message.irqchip_mode, IrqchipMode.FULL if message.irqchip else IrqchipMode.NONE),
             pit=message.pit,
             asynchronous_interrupts=message.asynchronous_interrupts,
@@ -321,7 +321,7 @@ class Access(NamedTuple):
 
 
 class Claim(IntEnum):
-    """What claimed a guest's write. NOBODY is false: the vCPU's process emulates the access."""
+    """The claimant of a guest's write. NOBODY is false: the vCPU's process emulates the access."""
 
     NOBODY = 0
     DEVICE = CLAIMED
@@ -329,10 +329,10 @@ class Claim(IntEnum):
 
 
 class ResetReason(IntEnum):
-    """Why a VM was reset."""
+    """The reason for a VM's reset."""
 
     UNSPECIFIED = pb.RESET_REASON_UNSPECIFIED
-    OPERATOR = pb.RESET_REASON_OPERATOR  # Someone outside the guest: the machine's reset button.
+    OPERATOR = pb.RESET_REASON_OPERATOR  # A person or a program outside the guest: the machine's reset button.
     GUEST = pb.RESET_REASON_GUEST  # The guest, for example through the keyboard controller.
     FAULT = pb.RESET_REASON_FAULT  # The guest could not continue, for example after a triple fault.
     WATCHDOG = pb.RESET_REASON_WATCHDOG
@@ -395,7 +395,7 @@ Wake = Interrupt | Signal  # A halt ends with one of these.
 
 @dataclass(frozen=True, slots=True)
 class VcpuEvents:
-    """What waits for delivery to a vCPU and is in no chip: struct kvm_vcpu_events.
+    """Interrupts and signals that wait for a vCPU outside of any chip: struct kvm_vcpu_events.
 
     In set_events(), a field that is None keeps its value.
     """
@@ -492,7 +492,7 @@ def route_from_proto(message: pb.RoutingEntry) -> Route:
 
 
 class InterruptKind(IntEnum):
-    """What brought an interrupt to a vCPU."""
+    """The kind of source of an interrupt."""
 
     OTHER = pb.INTERRUPT_KIND_OTHER
     PIC = pb.INTERRUPT_KIND_PIC
@@ -513,7 +513,7 @@ class Latency:
 
     @property
     def count(self) -> int:
-        """How many times there are."""
+        """The number of times."""
         return sum(self.buckets)
 
     def quantile(self, share: float) -> int | None:
@@ -528,7 +528,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class InterruptCount:
-    """How often an interrupt came, per vCPU, and how long it took.
+    """The number of an interrupt's occurrences, per vCPU, and its times.
 
     `number` is the vector, the INTID, or the type of an s390 interrupt. `accept` has the times from the rise of the
     line, or from the message, to the vCPU's acknowledgement, and `eoi` those from there to the end of interrupt.
@@ -546,7 +546,7 @@ class InterruptCount:
 
 @dataclass(frozen=True, slots=True)
 class InterruptCounts:
-    """What was counted in `counted_ns` nanoseconds."""
+    """The counts of `counted_ns` nanoseconds."""
 
     counted_ns: int
     vcpus: list[int]

@@ -1,4 +1,4 @@
-"""s390's part of the catalogue of operations, which ops has."""
+"""s390's part of the catalogue of operations in `ops`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _nothing(_response: Message) -> None:
 def s390_interrupt(type: int, parm: int = 0, parm64: int = 0, *, vcpu: int | None = None) -> Call[None]:  # noqa: A002
     """KVM_S390_INTERRUPT: a floating interrupt of the VM or, with vcpu, an interrupt of a vCPU.
 
-    Busy if a list of floating interrupts is full, or what the vCPU has one of is pending already.
+    Busy if a list of floating interrupts is full, or if an interrupt that the vCPU can have once is pending already.
     """
     request = pb.S390InterruptRequest(type=type, parm=parm, parm64=parm64, vcpu=vcpu)
     return Call("s390_interrupt", request, _nothing)
@@ -81,7 +81,7 @@ def get_interrupt_masks(vcpu: int) -> Call[InterruptMasks]:
 
 @checked
 def take_irq(vcpu: int) -> Call[S390Irq | None]:
-    """Takes the interrupt that an s390 vCPU's masks allow and that comes first, or None.
+    """Takes the interrupt that an s390 vCPU's masks allow and that has the highest priority, or None.
 
     The vCPU's process then exchanges the PSW, and reports the new masks.
     """

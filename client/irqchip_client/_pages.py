@@ -1,7 +1,7 @@
 """Lists that the daemon gives in pages, assembled without I/O.
 
-Each function is a generator: it yields a call and the name of a VM, and is sent the response, or thrown the error. It
-returns the list. An older daemon gives everything in one page.
+Each function is a generator. It yields a call and the name of a VM, and receives the response, or the error. It returns
+the list. An older daemon gives everything in one page.
 """
 
 from __future__ import annotations

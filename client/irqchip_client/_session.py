@@ -1,4 +1,4 @@
-"""A Session without its I/O: what _sync and _asyncio share.
+"""A Session without its I/O: the common part of _sync and _asyncio.
 
 The rules that the transports keep:
 
@@ -20,7 +20,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from struct import error as StructError  # noqa: N812 - struct's own name says nothing
+from struct import error as StructError  # noqa: N812 - struct's own name is too general
 from typing import Any, Final, Protocol
 
 import grpc
@@ -47,7 +47,7 @@ from ._errors import (
 from ._event_buffer import EventBuffer
 from ._events import Event, event_from_proto, event_from_record
 
-# Seconds that close() gives the daemon to answer what is in flight and to end the stream, before it is cut off.
+# Seconds that close() gives the daemon to answer batches in flight and to end the stream, before it is cut off.
 CLOSE_GRACE: Final = 1.0
 
 _SINGLE_RESULT: Final = SINGLE_RESULT.size
@@ -59,7 +59,7 @@ _RESULT: Final = RESULT.size
 
 
 class Promise(Protocol):
-    """The methods that concurrent.futures.Future and asyncio.Future have in common."""
+    """The methods that concurrent.futures.Future and asyncio.Future share."""
 
     def done(self) -> bool: ...
     def set_result(self, result: list[Any], /) -> None: ...
@@ -103,14 +103,14 @@ class Batch:
                 else:
                     try:
                         results.append(call.parse_record(flags, status, value))
-                    except TimedOut as error:  # A Halt's: to the daemon that is a result.
+                    except TimedOut as error:  # A Halt's: the daemon sends it as a result.
                         results.append(error)
         except (StructError, ValueError, LookupError) as error:
             raise protocol_error(repr(error)) from None
         self._set_outcome(results)
 
     def read(self, answer: pb.BatchResult) -> None:
-        """Sets the outcome. Raises IrqchipError(EPROTO) where the answer does not fit the batch."""
+        """Sets the outcome. Raises IrqchipError(EPROTO) if the answer does not fit the batch."""
         if answer.HasField("error"):
             self.outcome = error_from_message(answer.error)
             return
@@ -152,7 +152,7 @@ class SessionCore:
 
     def __init__(
         self,
-        vm: Any,  # These may be anything, of which most is refused.
+        vm: Any,  # Any values: most are refused.
         client: Any,
         vcpus: Iterable[int],
         event_buffer: Any,
@@ -185,13 +185,13 @@ class SessionCore:
         self.events = EventBuffer(event_buffer)
         self.ended = False
         self.uses_records = False  # Whether a request may have the port's short form.
-        self.wants_rings = False  # Whether the daemon is to make rings, where it has some.
+        self.wants_rings = False  # Whether the client asks the daemon for rings.
         self.client: str = client
         self._vcpus = list(vcpus)
         self._gsis = list(gsis)
         self._resampled_gsis = list(resampled_gsis)
         self._resume = bool(resume)
-        self._new_vm = new_vm  # The request for a VM that is made for the Session, and ends with it.
+        self._new_vm = new_vm  # The request for an ephemeral VM, which ends with the Session.
         self._max_in_flight: int = max_in_flight
         self._in_flight: deque[Batch] = deque()  # Answered in the order in which they were sent.
         self._halting: dict[int, Batch] = {}  # By serial, the batches that end in a halt.
@@ -207,18 +207,18 @@ class SessionCore:
 
     @property
     def has_event(self) -> bool:
-        """Whether take_event() has something to say other than "wait": it gives an event, or refuses for good."""
+        """Whether take_event() has an answer other than "wait": it returns an event, or refuses for good."""
         return len(self.events) > 0 or not self.is_open
 
     @property
     def has_room(self) -> bool:
-        """Whether submit() has something to say other than "wait": it takes a batch, or refuses it for good."""
+        """Whether submit() has an answer other than "wait": it takes a batch, or refuses it for good."""
         in_flight = len(self._in_flight) + len(self._halting) + (self._single != 0)
         return in_flight < self._max_in_flight or self._closing or self.ended
 
     @property
     def is_idle(self) -> bool:
-        """Whether no answer is outstanding but those of halts."""
+        """Whether no answers are outstanding except those of halts."""
         return not (self._in_flight or self._single)
 
     def open_request(self) -> pb.SessionRequest:
@@ -240,12 +240,12 @@ class SessionCore:
     def submit(
         self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object
     ) -> tuple[pb.SessionRequest | bytes, int]:
-        """Takes a batch, and returns the request to send and its serial. Where it raises, nothing was taken.
+        """Takes a batch, and returns the request to send and its serial. If it raises, it has taken nothing.
 
-        Where `uses_records` is set and every call has a record, the request is in the port's short form: bytes.
+        If `uses_records` is set and every call has a record, the request is in the port's short form: bytes.
 
-        SessionClosed after close() or end(), LimitReached where the batch is too long or max_in_flight is reached,
-        InvalidArgument where something stands behind a Halt.
+        SessionClosed after close() or end(), LimitReached if the batch is too long or max_in_flight is reached,
+        InvalidArgument if an operation follows a Halt.
         """
         if self._closing or self.ended:
             raise self.closed_error()
@@ -292,11 +292,11 @@ class SessionCore:
             self._in_flight.append(batch)
         return request, serial
 
-    # The short way of one record: no batch is made for it. Only one goes at a time, and only while `is_quiet`.
+    # The short way of one record, for which no batch is made. One record goes at a time, and only while `is_quiet`.
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the Session has not ended, and no answer is outstanding but those of halts."""
+        """Whether the Session has not ended, and no answers are outstanding except those of halts."""
         return not (self._in_flight or self._single or self._closing or self.ended)
 
     def begin_single(self, record: bytes) -> bytes:
@@ -307,7 +307,7 @@ class SessionCore:
         return request
 
     def end_single(self, packet: bytes) -> tuple[int, int, int] | None:
-        """The fields of the single's result; None where the packet is anything else, or an error: keep_single()."""
+        """The fields of the single's result; None for any other packet, or an error: keep_single()."""
         if len(packet) != _SINGLE_RESULT or packet[0]:
             return None
         _, serial, number, flags, status, value = _unpack_single(packet)
@@ -317,7 +317,7 @@ class SessionCore:
         return flags, status, value
 
     def keep_single(self, call: Call[Any], promise: Promise) -> None:
-        """The single is a batch from now on. Without this its answer is dropped, as its caller waits no more."""
+        """Makes the single a batch from now on. Otherwise its answer is dropped, because its caller waits no more."""
         batch = Batch(self._single, (call,), promise, False)
         self._single = 0
         if self.ended:
@@ -329,7 +329,7 @@ class SessionCore:
     def give_up(self, serial: int) -> pb.SessionRequest | None:
         """Gives up the halt that ends the batch of this serial. Returns the request to send; None for other batches.
 
-        The vCPU has then not taken what the halt takes or has taken. The batch is answered all the same.
+        The vCPU has then taken nothing: the daemon takes back the halt's result. The batch is answered all the same.
         """
         if serial not in self._halts.values() or self._closing or self.ended:
             return None
@@ -338,7 +338,7 @@ class SessionCore:
     def receive(self, response: pb.SessionResponse) -> Batch | None:
         """Takes a message in; returns the batch to settle, if it answered one.
 
-        Raises IrqchipError(EPROTO) where the daemon broke the protocol: end() the Session with that.
+        Raises IrqchipError(EPROTO) if the daemon broke the protocol: end() the Session with that.
         """
         match response.WhichOneof("message"):
             case "opened":
@@ -375,7 +375,7 @@ class SessionCore:
             self.events.put(event)
 
     def take_event(self) -> Event:
-        """The next event. SessionClosed where the Session has ended and all events are read."""
+        """The next event. SessionClosed if the Session has ended and all events are read."""
         if self.events:
             return self.events.take()
         if self.ended:
@@ -388,7 +388,7 @@ class SessionCore:
             self._closing = True
 
     def end(self, failure: BaseException | None, peer: Peer) -> list[Batch]:
-        """The stream has ended: with what reading it raised, or in good order. Returns the batches to settle."""
+        """The stream has ended, with its reader's exception, or in good order (None). Returns the batches to settle."""
         self.ended = True
         match failure:
             case None | IrqchipError():
@@ -407,7 +407,7 @@ class SessionCore:
         return batches
 
     def open_error(self) -> IrqchipError:
-        """Why a Session that ended before it was open was not opened."""
+        """The reason why a Session ended before it was open."""
         return self._reason or self.closed_error()
 
     def _receive_result(self, result: pb.BatchResult) -> Batch | None:
@@ -419,7 +419,7 @@ class SessionCore:
         return batch
 
     def _answered(self, serial: int) -> Batch | None:
-        """The batch in flight that this answers; None for a single whose caller waits no more."""
+        """The batch in flight to which an answer belongs; None for a single whose caller waits no more."""
         if serial == self._single > 0:
             self._single = 0
             return None
@@ -438,7 +438,7 @@ class SessionCore:
         return InvalidArgument(errno.EINVAL, "the Session is not open: use `async with`, or await it first")
 
     def closed_error(self) -> SessionClosed:
-        """A new error that says why the Session ended."""
+        """A new error with the reason for the Session's end."""
         if self._closing:
             why = "this client closed it"
         elif self._reason is not None:
@@ -458,10 +458,10 @@ def _result(call: Call[Any], result: pb.OperationResult) -> Any:
         raise protocol_error(f"a result of {kind} for {call.operation}")
     try:
         return call.parse(getattr(result, kind))
-    except TimedOut as error:  # A Halt's: to the daemon that is a result.
+    except TimedOut as error:  # A Halt's: the daemon sends it as a result.
         return error
 
 
 def _read(numbers: Iterable[int]) -> Iterable[int]:
-    """A list of an iterator's numbers, so that they can be read twice; what is not iterable is left, for the error."""
+    """An iterator's numbers as a list, to be read twice. Other values are returned as they are, for the error."""
     return list(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str) else numbers

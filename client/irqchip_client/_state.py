@@ -1,9 +1,9 @@
 """The state of the chips, decoded from the kernel's structs and encoded back into them.
 
-Each state reads `kvm_struct` from its fields, so dataclasses.replace() gives a state that is whole; and each is
-made from the kernel's bytes by `from_kvm_struct`, so it also decodes what KVM_GET_IRQCHIP, KVM_GET_LAPIC and
-KVM_GET_PIT2 give.
-Both raise InvalidArgument: the one for a field that is out of range, the other for bytes of the wrong length.
+Each state reads `kvm_struct` from its fields, so dataclasses.replace() gives a consistent state. `from_kvm_struct`
+makes each from the kernel's bytes, so it also decodes the structs of KVM_GET_IRQCHIP, KVM_GET_LAPIC and KVM_GET_PIT2.
+Both raise InvalidArgument: `kvm_struct` for a field that is out of range, `from_kvm_struct` for bytes of the wrong
+length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PIC = struct.Struct("<16B")
 _IOAPIC = struct.Struct("<QIIII24Q")
 _LAPIC_BYTES = 1024
 _PIT_CHANNEL = struct.Struct("<IH10Bq")
-_PIT_REST = struct.Struct("<I36x")  # The flags, and what the kernel keeps for later.
+_PIT_REST = struct.Struct("<I36x")  # The flags, and reserved bytes.
 _PIT_BYTES = 3 * _PIT_CHANNEL.size + _PIT_REST.size
 
 
@@ -50,7 +50,7 @@ class DeliveryMode(IntEnum):
 class PicState:
     """struct kvm_pic_state: one 8259. All fields are 8 bits wide."""
 
-    last_irr: int = 0  # The lines as last seen, for edge detection.
+    last_irr: int = 0  # The lines as last sampled, for edge detection.
     irr: int = 0  # Interrupt request register.
     imr: int = 0  # Interrupt mask register.
     isr: int = 0  # In-service register.
@@ -96,7 +96,7 @@ class RedirectionEntry:
     remote_irr: bool = False  # Level-triggered, delivered, and waiting for the EOI.
     level_triggered: bool = False
     masked: bool = False
-    reserved: int = 0  # Bits 55:17, as found.
+    reserved: int = 0  # Bits 55:17, unchanged.
     destination: int = 0
 
     @classmethod

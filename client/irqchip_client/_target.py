@@ -1,4 +1,4 @@
-"""Where the daemon is: `unix:///absolute/path`, `tcp://host:port`, or in this process, `embedded:`."""
+"""The daemon's address: `unix:///absolute/path`, `tcp://host:port`, or `embedded:` for a daemon in this process."""
 
 import errno
 import ipaddress
@@ -21,10 +21,10 @@ _MESSAGE_BYTES = 16 << 20  # A whole routing table is a tenth of it.
 class Target:
     """A daemon's address."""
 
-    uri: str  # As users write it.
-    address: str  # As gRPC takes it.
+    uri: str  # In the user's form.
+    address: str  # In gRPC's form.
     local: bool  # A socket of this host.
-    listen: tuple[str, ...] | None = None  # Where a daemon in this process listens; None for any other daemon.
+    listen: tuple[str, ...] | None = None  # The addresses of a daemon in this process; None for any other daemon.
     folder: str | None = (
         None  # This folder must belong to this user alone, because the address is the default: check().
     )
@@ -32,8 +32,8 @@ class Target:
     def check(self) -> None:
         """Makes sure, before each call, that no other user can have made the socket.
 
-        Raises IrqchipError(EACCES) where the default socket's folder belongs to another user, or is open to others;
-        Unavailable where the folder is missing: another user could make it before gRPC connects.
+        Raises IrqchipError(EACCES) if the default socket's folder belongs to another user, or is open to others;
+        Unavailable if the folder is missing: another user could make it before gRPC connects.
         """
         if self.folder is None:
             return
@@ -48,7 +48,7 @@ class Target:
             raise not_running(self.uri, error.strerror or str(error)) from None
         raise make_error(
             errno.EACCES,
-            f"{self.folder} {fault}, so what answers there may be a stranger: set XDG_RUNTIME_DIR to a directory of "
+            f"{self.folder} {fault}, so another user's process may answer there: set XDG_RUNTIME_DIR to a directory of "
             "yours, or name the daemon with --target or IRQCHIP_TARGET",
         )
 
@@ -62,7 +62,7 @@ class Target:
         options = [
             ("grpc.max_receive_message_length", _MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MESSAGE_BYTES),
-            # Finds a daemon that has just been started: by default gRPC waits up to two minutes before it tries again,
+            # Finds a daemon that has just been started: by default gRPC waits up to two minutes before another attempt,
             # on all channels of the process.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -71,7 +71,7 @@ class Target:
         if self.local:
             options.append(("grpc.enable_http_proxy", 0))
         else:
-            # Without these, Sessions with a host that vanished would never end; with them they do within 15 s.
+            # Without these options, Sessions with a host that vanished would never end; with them they end within 15 s.
             options += [("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000)]
             options.append(("grpc.http2.max_pings_without_data", 0))
         return options
@@ -93,14 +93,14 @@ def port_poll_ns() -> int | None:
 
 
 def rings_are_wanted() -> bool:
-    """Whether Sessions over the port use rings: not where IRQCHIP_RINGS is "off", or the processor has none."""
+    """Whether Sessions over the port use rings: not if IRQCHIP_RINGS is "off", or if the processor can't have them."""
     return OFFERED and os.environ.get("IRQCHIP_RINGS", "") != "off"
 
 
 def resolve_target(target: str | None = None) -> Target:
     """The target given, else that of the environment variable IRQCHIP_TARGET, else the default socket.
 
-    Raises InvalidArgument where it is malformed.
+    Raises InvalidArgument for a malformed target.
     """
     if target is not None and not isinstance(target, str):
         raise InvalidArgument(
@@ -121,7 +121,7 @@ def resolve_target(target: str | None = None) -> Target:
         parts = urlsplit(uri)
         if parts.scheme == "tcp" and parts.hostname and parts.port and parts.netloc == uri.removeprefix("tcp://"):
             return Target(uri, parts.netloc, local=_is_loopback(parts.hostname))
-    except ValueError:  # urlsplit's, of a port or an IPv6 address.
+    except ValueError:  # urlsplit's, for a port or an IPv6 address.
         pass
     raise InvalidArgument(
         errno.EINVAL, f"{uri!r:.200} is no target: write unix:///absolute/path or tcp://host:port, or embedded:"
@@ -129,12 +129,12 @@ def resolve_target(target: str | None = None) -> Target:
 
 
 def embedded_target(listen: str | None) -> str:
-    """The target that is a daemon in this process."""
+    """The target for a daemon in this process."""
     return _EMBEDDED if listen is None else f"{_EMBEDDED}?listen={quote(listen)}"
 
 
 def _listen_of(uri: str) -> tuple[str, ...]:
-    """Where the daemon of an embedded: target listens. InvalidArgument."""
+    """The addresses at which the daemon of an embedded: target listens. InvalidArgument."""
     query = uri.removeprefix(_EMBEDDED)
     try:
         settings = parse_qsl(query.removeprefix("?"), keep_blank_values=True, strict_parsing=query != "")

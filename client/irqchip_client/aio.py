@@ -1,4 +1,4 @@
-"""The SDK for asyncio: the names of irqchip_client, with `async` and `await` where there is I/O.
+"""The SDK for asyncio: the names of irqchip_client, with `async` and `await` for all I/O.
 
     async with aio.connect() as client:
         vm = await client.create_vm("demo")

@@ -1,4 +1,4 @@
-"""What programs need for arm64 VMs: numbers of interrupts, of devices' attributes, and of system registers.
+"""Numbers for arm64 VMs: those of interrupts, of devices' attributes, and of system registers.
 
     vm = client.create_vm("guest", architecture=Architecture.ARM64, gic=GicHost(version=3))
     cpu = vm.create_vcpu(0)
@@ -30,7 +30,7 @@ def ppi(vcpu: int, intid: int) -> int:
 
 
 def irq(vcpu: int) -> int:
-    """The line of a vCPU's IRQ, which can be driven where there is no GIC; its FIQ is one more."""
+    """The line of a vCPU's IRQ, which a client can drive without a GIC; the number of its FIQ is one more."""
     return (vcpu >> 8) << 28 | _CPU << 24 | (vcpu & 0xFF) << 16
 
 
@@ -43,9 +43,9 @@ def line_name(line: int) -> str:
 
 
 def gsi_or_line(number: int) -> str:
-    """What a number of Vm.line() is called: "GSI 4", or "spi:4" of an arm64 VM.
+    """The name of a number of Vm.line(): "GSI 4", or "spi:4" of an arm64 VM.
 
-    The numbers of vCPU 0's IRQ and FIQ are GSIs' as well, and are called so.
+    The numbers of vCPU 0's IRQ and FIQ are also GSIs, and have the GSIs' names.
     """
     return f"GSI {number}" if number < irq(1) else line_name(number)
 
@@ -90,7 +90,7 @@ class Control(IntEnum):
     SAVE_PENDING_TABLES = 3
 
 
-# Where QEMU's virt board has a GIC's frames.
+# The addresses of a GIC's frames on QEMU's virt board.
 DISTRIBUTOR: Final = 0x0800_0000
 CPU_INTERFACE: Final = 0x0801_0000  # GICv2
 REDISTRIBUTORS: Final = 0x080A_0000  # GICv3; 128 KiB a vCPU, in the order of creation
@@ -99,7 +99,7 @@ REDISTRIBUTORS: Final = 0x080A_0000  # GICv3; 128 KiB a vCPU, in the order of cr
 def gic_attributes(version: int, interrupts: int) -> list[tuple[Group, int, int]]:
     """The attributes that place and initialise a GIC, in their order."""
     if version not in (2, 3):
-        from ._errors import InvalidArgument  # which loads gRPC: the numbers here do without
+        from ._errors import InvalidArgument  # This loads gRPC, which the numbers here do not need.
 
         raise InvalidArgument(errno.EINVAL, f"version is {version!r:.200}; a GIC's version is 2 or 3")
     frames = {

@@ -74,7 +74,7 @@ def _nothing(_response: Message) -> None:
 
 @lru_cache(1024)
 def _access_of(flags: int, _status: int, value: int) -> Access:
-    """A read's result, which is kept: most reads of a register give what an earlier one gave."""
+    """A read's result, which is kept: most reads of a register return the value of an earlier read."""
     # As Access(), in a third of the time.
     return tuple.__new__(Access, (flags != 0, value, flags > CLAIMED))
 
@@ -199,7 +199,7 @@ def complete_access(access: int, data: int = 0, *, unanswered: bool = False) -> 
     """Answers a RegionAccess with the data that the vCPU reads. The result is whether the access was still waiting.
 
     unanswered  the device has no answer, for example because it is broken: the vCPU reads all ones, and its result
-                says `unanswered`
+                has `unanswered`
 
     InvalidArgument if the data does not fit the access's size, or comes with `unanswered`. Then the vCPU still waits.
     """
@@ -387,7 +387,7 @@ def set_device_attr(
 ) -> Call[None]:
     """KVM_SET_DEVICE_ATTR on a device or on a vCPU.
 
-    data is what its addr points to; a number is 8 bytes, least first.
+    data is the value that addr points to; a number is 8 bytes, least first.
     """
     request = pb.SetDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr, data=_bytes(data))
     return Call("set_device_attr", request, _nothing)
@@ -397,7 +397,7 @@ def set_device_attr(
 def get_device_attr(
     group: int, attr: int, data: int | bytes, *, device: int | None = None, vcpu: int | None = None
 ) -> Call[bytes]:
-    """KVM_GET_DEVICE_ATTR on a device or a vCPU. data is what its addr points to before the call, as above."""
+    """KVM_GET_DEVICE_ATTR on a device or a vCPU. data is the value that addr points to before the call."""
     request = pb.GetDeviceAttrRequest(target=_target(device, vcpu), group=group, attr=attr, data=_bytes(data))
     return Call("get_device_attr", request, lambda response: bytes(response.data))
 
@@ -461,7 +461,7 @@ def cr8_write(vcpu: int, value: int) -> Call[None]:
 
 @_operation
 def get_vcpu_events(vcpu: int) -> Call[VcpuEvents]:
-    """KVM_GET_VCPU_EVENTS: what waits for a vCPU and is in no chip. NotReady if the vCPU has no local APIC."""
+    """KVM_GET_VCPU_EVENTS: the events that wait for a vCPU outside of any chip. NotReady without a local APIC."""
     request = pb.GetVcpuEventsRequest(vcpu=vcpu)
     return Call("get_vcpu_events", request, lambda response: VcpuEvents.from_proto(response.events))
 
@@ -522,7 +522,7 @@ def take_signal(vcpu: int) -> Call[Signal | None]:
 
 @_operation
 def halt(vcpu: int, *, interrupts_masked: bool = False, timeout: float | None = None) -> Call[Wake]:
-    """A vCPU's HLT. It is answered when the vCPU has an interrupt or a signal to take; the result is what it took.
+    """A vCPU's HLT. The answer comes when the vCPU has an interrupt or a signal to take; the result is what it took.
 
     A halt is the last operation of its batch, and later batches do not wait for it. TimedOut if nothing came within
     `timeout` seconds; Busy while the vCPU halts already; NotReady if the vCPU has no local APIC.

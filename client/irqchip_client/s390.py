@@ -1,4 +1,4 @@
-"""s390's values: interrupts as the kernel has them, masks, adapters' routes and resets."""
+"""s390's values: interrupts in the kernel's form, masks, adapters' routes and resets."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class S390Irq:
 
 
 def irqs_of(data: bytes) -> list[S390Irq]:
-    """The interrupts of an array, as the FLIC and KVM_S390_GET_IRQ_STATE give it."""
+    """The interrupts of an array from the FLIC or from KVM_S390_GET_IRQ_STATE."""
     return [S390Irq(data[at : at + IRQ_SIZE]) for at in range(0, len(data), IRQ_SIZE)]
 
 
@@ -156,7 +156,7 @@ def _word(isc: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class InterruptMasks:
-    """What of a vCPU's registers says which interrupts the vCPU takes. The defaults are those after a reset."""
+    """The bits of a vCPU's registers that choose the interrupts it takes. The defaults are those after a reset."""
 
     psw_mask: int = 0
     cr0: int = 0xE0
@@ -165,7 +165,7 @@ class InterruptMasks:
 
     @classmethod
     def all(cls) -> Self:
-        """Every interrupt is taken."""
+        """The masks with which the vCPU takes every interrupt."""
         return cls(0x0304_0000_0000_0000, 0xFFFF_FFFF, 0xFF00_0000, 0xFFFF_FFFF)
 
     @classmethod
@@ -179,8 +179,8 @@ class InterruptMasks:
 class VcpuReset(IntEnum):
     """A reset of an s390 vCPU."""
 
-    NORMAL = 1  # KVM_S390_NORMAL_RESET: its own interrupts are gone.
-    INITIAL = 2  # KVM_S390_INITIAL_RESET: its masks are as at first, too.
+    NORMAL = 1  # KVM_S390_NORMAL_RESET: removes its own interrupts.
+    INITIAL = 2  # KVM_S390_INITIAL_RESET: also resets its masks.
     CLEAR = 3  # KVM_S390_CLEAR_RESET.
 
 

@@ -1,4 +1,4 @@
-"""`make demo`: runs the demo's machine on Unicorn and, if there is /dev/kvm, on KVM. The transcripts must be equal."""
+"""`make demo`: runs the demo's machine on Unicorn and, with /dev/kvm, on KVM. The transcripts must be equal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXIT = 42
 
 def play(stage: Stage, cpu: str) -> list[str]:
     """Run the demo once. Returns the transcript. DemoError if an answer is wrong."""
-    processes = "six processes, of which the vCPU's is the daemon, too" if stage.embedded else "seven processes"
+    processes = "six processes; the vCPU's is also the daemon" if stage.embedded else "seven processes"
     stage.show("stage", f"a machine on {cpu}: {processes}")
     stage.start_daemon()
     stage.start_vcpu(cpu)
@@ -48,7 +48,7 @@ def play(stage: Stage, cpu: str) -> list[str]:
 
 
 def main() -> int:
-    """Run the demo. The exit status is 0 if everything went as it should."""
+    """Run the demo. The exit status is 0 if every answer was right."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--cpu", choices=["unicorn", "kvm"], action="append", help="run only on this CPU")
     arguments = options.parse_args()

@@ -29,7 +29,7 @@ def play(stage: Stage, gic: int, *, kill: bool) -> list[str]:
 
     DemoError if an answer is wrong.
     """
-    stage.show("stage", f"an arm64 machine with a GICv{gic}, on Unicorn: five processes, of which two are vCPUs")
+    stage.show("stage", f"an arm64 machine with a GICv{gic}, on Unicorn: five processes; two are vCPUs")
     stage.start_daemon()
     stage.start_arm64_vcpus(gic)
     for device in ("serial", "disk"):
@@ -69,7 +69,7 @@ def use(monitor: Monitor) -> None:
 
 
 def main() -> int:
-    """Run the demo. The exit status is 0 if everything went as it should."""
+    """Run the demo. The exit status is 0 if every answer was right."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument(
         "--gic",

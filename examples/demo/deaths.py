@@ -1,4 +1,4 @@
-"""What the demos do to a guest's devices: they are killed and started again, and the guest goes on."""
+"""Kills and restarts a guest's devices, while the guest goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from examples.demo.stage import Stage
 
 
 def check_sum(stage: Stage, monitor: Monitor) -> None:
-    """Check that the guest reads what is on the disk."""
+    """Check that the guest reads the disk's contents."""
     crc = zlib.crc32(stage.image.read_bytes()[: 32 * SECTOR])
     monitor.expect("sum 0 32", f"crc32 {crc:08x} of 32 sectors")
 

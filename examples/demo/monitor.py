@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROMPT = "\r\n> "
-RATE = ": # a second"  # which is missing where all took less than a tick
+RATE = ": # a second"  # missing if all took less than a tick
 LATE_TICKS = " more than asked for"
 PATIENCE = 60.0  # seconds, for an answer
 # Answers that contain times or this machine's speed. The transcript has them without their numbers.
@@ -19,7 +19,7 @@ OF_TIME = frozenset({"time", "uptime", "irqs", "timer", "ticks", "rtc", "ports"}
 
 
 class DemoError(Exception):
-    """The guest did not answer as it should."""
+    """The guest's answer was wrong."""
 
 
 class Monitor:
@@ -27,7 +27,7 @@ class Monitor:
 
     transcript  the guest's output, line by line, without the numbers that depend on time
     show        is called with each line as it comes
-    patience    how many seconds to wait for the serial port's process, and for an answer
+    patience    seconds to wait for the serial port's process, and for an answer
     """
 
     def __init__(self, path: Path, show: Callable[[str], None], patience: float = PATIENCE) -> None:
@@ -61,7 +61,7 @@ class Monitor:
                 raise DemoError(f"the guest did not print {until!r} within {patience:g} s; it printed {self._heard!r}")
             data = self._connection.recv(4096)
             if not data:
-                raise DemoError(f"the serial port hung up; the guest had printed {self._heard!r}")
+                raise DemoError(f"the serial port disconnected; the guest had printed {self._heard!r}")
             self._heard += data.decode(errors="replace")
         said, _, self._heard = self._heard.partition(until)
         return said
@@ -109,7 +109,7 @@ class Monitor:
     def _keep(self, lines: list[str], of_time: bool = False) -> None:
         for line in lines:
             self._show(line)
-            if of_time and LATE_TICKS in line:  # which only a busy machine reports
+            if of_time and LATE_TICKS in line:  # only a busy machine reports this
                 continue
             if of_time and not line.startswith(">"):
                 line = re.sub(r"\s*\d+", " #", line).removesuffix(RATE)

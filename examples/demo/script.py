@@ -55,7 +55,7 @@ def use_disk(monitor: Monitor) -> None:
 
 
 def await_death_of_disk(monitor: Monitor, patience: float) -> None:
-    """Read until the disk is gone, and again until it is back."""
+    """Read until the disk fails, and again until the disk is back."""
     deadline = time.monotonic() + patience
     while not _failed(monitor.command(f"sum 0 {SECTORS}")):
         if time.monotonic() > deadline:

@@ -47,7 +47,7 @@ def main() -> int:
     """Run the demo until Ctrl-], or the guest's `exit`."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument(
-        "--cpu", choices=["unicorn", "kvm"], help="the vCPU to run on [default: kvm, where there is /dev/kvm]"
+        "--cpu", choices=["unicorn", "kvm"], help="the vCPU to run on [default: kvm if there is /dev/kvm]"
     )
     arguments = options.parse_args()
     cpu = arguments.cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
@@ -61,7 +61,7 @@ def main() -> int:
                     stage.start_device(device)
             print(f"The guest's monitor, on {cpu}; `help` lists its commands, Ctrl-] ends it. In another terminal:")
             print(f"    {irqchipctl(stage, 'regs', VM)}")
-            print("shows the chips, and what is typed here goes to the keyboard:")
+            print("shows the chips. This command types on the keyboard:")
             print(f"    {shlex.join([sys.executable, '-c', TYPE, f'{folder}/keyboard'])}")
             over = threading.Event()
             threading.Thread(target=watch_over, args=(stage, over), daemon=True).start()

@@ -33,7 +33,7 @@ SEEK = 0.002  # seconds per disk command
 class Stage:
     """The demo's processes and their folder. Their output is shown as it comes, unless `quiet`.
 
-    patience  how many seconds a process may take to begin, or to end
+    patience  seconds that a process may take to begin, or to end
     """
 
     folder: Path

@@ -27,15 +27,15 @@ FLAGS = [
 class Guest:
     """A guest, and its compiler."""
 
-    architecture: str  # the folder of what is not common to the guests
+    architecture: str  # the folder of the sources that the guests do not share
     file: str
-    variable: str  # of the environment, for the compiler
+    variable: str  # the environment variable for the compiler
     usual_compiler: str
     flags: tuple[str, ...]
 
     @property
     def binary(self) -> Path:
-        """The guest as it is in the repository."""
+        """The guest in the repository."""
         return HERE / self.file
 
     @property

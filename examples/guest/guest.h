@@ -47,14 +47,14 @@ static inline unsigned char ring_get(struct ring *ring)
     return byte;
 }
 
-/* Of each machine: <machine.h>, which has the processor's instructions, too, and where the devices are. */
+/* Each machine has a <machine.h>, with the processor's instructions and the devices' addresses, too. */
 
 __attribute__((noreturn)) void panic(const char *what);
 unsigned milliseconds(void); /* since the timer started, as far as ticks came; not monotonic after 49 days */
 bool timer_due(unsigned deadline);
 
-/* Sleeps until a condition holds that an interrupt makes true. It is looked at with interrupts off: what makes it true
-   after that ends the sleep. To be called with interrupts on. */
+/* Sleeps until an interrupt makes a condition true. The condition is checked with interrupts off, so an interrupt after
+   the check ends the sleep. Call with interrupts on. */
 #define WAIT_UNTIL(condition)                                                                                          \
     do {                                                                                                               \
         cli();                                                                                                         \

@@ -1,4 +1,4 @@
-"""What the daemon and its clients share: the contract, and the forms of the port's packets."""
+"""The common part of the daemon and its clients: the contract, and the forms of the port's packets."""
 
 from irqchip import builds
 

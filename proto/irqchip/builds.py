@@ -1,4 +1,4 @@
-"""A wheel that mypyc built has compiled modules, and their sources beside them. Which of the two is imported."""
+"""The choice between compiled modules and their sources: a wheel that mypyc built has both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
 
     def mypyc_attr(**_):
-        """Tell mypyc something about a class. It says nothing to anyone else."""
+        """Set an option of mypyc for a class; without an effect in Python."""
         return lambda kind: kind
 
 
@@ -21,7 +21,7 @@ PURE = os.environ.get("IRQCHIPD_PURE", "") not in ("", "0")
 
 
 def choose(folders: Iterable[str]) -> None:
-    """To be called by a package with its __path__: import its modules from their sources if IRQCHIPD_PURE=1."""
+    """Import a package's modules from their sources if IRQCHIPD_PURE=1. A package calls this with its __path__."""
     if PURE:
         for folder in folders:
             for path, _, _ in os.walk(folder):
@@ -29,7 +29,7 @@ def choose(folders: Iterable[str]) -> None:
 
 
 def is_compiled(module: str) -> bool:
-    """Whether the compiled form of a module is imported."""
+    """Whether a module's compiled form is imported."""
     from importlib.util import find_spec  # imports much
 
     spec = find_spec(module)

@@ -1,4 +1,4 @@
-"""The default socket, of a daemon and its clients where none is named: its path, and whose its folder must be."""
+"""The default socket of a daemon and its clients: its path, and the owner and mode of its folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def default_socket() -> str:
 
 
 def is_own(folder: str | os.PathLike[str]) -> bool:
-    """Whether this is a directory of this user's: /tmp is everybody's, and there it could be a stranger's, or a link.
+    """Whether this is a directory of this user: in /tmp another user could have made it, or a link.
 
-    OSError where there is none.
+    OSError if it does not exist.
     """
     status = os.lstat(folder)
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def is_private(folder: str | os.PathLike[str]) -> bool:
-    """Whether only its owner can enter a directory: any other user who can might have put a socket into it."""
+    """Whether only its owner can enter a directory: another user who can enter it may have put a socket there."""
     return not os.lstat(folder).st_mode & 0o077

@@ -1,17 +1,17 @@
-"""What both ends of the AF_UNIX port share: where it is, how long a packet is, and how to wait for a packet."""
+"""The common part of both ends of the AF_UNIX port: its path, the size of packets, and the wait for a packet."""
 
 from __future__ import annotations
 
 from os import sched_yield
 from time import perf_counter_ns
 
-SUFFIX = ".port"  # behind the path of the daemon's other socket
-MESSAGE_BYTES = 1 << 16  # of a packet; sockets do not take much more as one
+SUFFIX = ".port"  # appended to the path of the daemon's other socket
+MESSAGE_BYTES = 1 << 16  # of a packet; a socket's limit is not much higher
 POLL_NS = 50_000  # how long to poll by default
 
 _FIRST_POLL_NS = 10_000
-# Most answers come within this. A thread that polls longer lets others run on its processor, perhaps the vCPU that the
-# thread's own assert has woken.
+# Most answers come within this time. A thread that polls longer lets other threads run on its processor, perhaps the
+# vCPU that the thread's own assert has woken.
 _EXPECTED_NS = 10_000
 _PREEMPTED_NS = 300_000
 _BLOCKS_AFTER_PREEMPTION = 2  # times
@@ -20,9 +20,9 @@ _BLOCKS_AFTER_PREEMPTION = 2  # times
 class AdaptivePoll:
     """How long a thread polls before it blocks.
 
-    To wake a blocked thread takes several times as long as to send a packet. So a thread polls first, for a time that
-    grows while packets come that soon, and shrinks to nothing when they do not. KVM: kvm_main.c grow_halt_poll_ns. A
-    thread that is preempted while it polls is in the way of others: the next few times it blocks at once.
+    Waking a blocked thread takes several times as long as sending a packet. So a thread polls first, for a time that
+    grows while packets come within it, and shrinks to 0 while they do not. KVM: kvm_main.c grow_halt_poll_ns. A thread
+    that is preempted while it polls takes processor time from others: the next few times it blocks at once.
     """
 
     def __init__(self, most_ns: int) -> None:
@@ -58,7 +58,7 @@ class AdaptivePoll:
             self.poll_ns = min(2 * self.poll_ns, self.most_ns)
 
     def blocked(self) -> None:
-        """A packet came when the thread had blocked."""
+        """A packet came after the thread had blocked."""
         if not self.most_ns:
             return
         if self._blocks_left:

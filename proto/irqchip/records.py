@@ -1,19 +1,19 @@
 """The port's short form of a batch and its answer: records of fixed length, little-endian. docs/port.md describes it.
 
-A message in protobuf's form never begins with a 0 byte; in this form it always does. The header is that byte, seven
-unused ones, and the batch's serial number.
+A message in protobuf's form never begins with a 0 byte; a message in this form always does. The header is that byte,
+seven unused bytes, and the batch's serial number.
 
-An operation's record: which one, by its field's number in Operation; the size of an access, the source of an
-ack_interrupt, whether an irq_line is without status, whether a halt's interrupts are masked, or whether a
-complete_access has no answer; two unused bytes; the vCPU, the GSI or an MSI's flags; an address, port or MSR; a value:
-data, a level, or a halt's timeout.
+An operation's record has: the number of its field in Operation; the size of an access, the source of an ack_interrupt,
+whether an irq_line is without status, whether a halt's interrupts are masked, or whether a complete_access has no
+answer; two unused bytes; the vCPU, the GSI or an MSI's flags; an address, port or MSR; a value: data, a level, or a
+halt's timeout.
 
-A result's: the operation's number, 0 for an error; the outcome: CLAIMED, FAULT, or how a halt ended; two unused
-bytes; a status, an interrupt's source, a signal's kind, or an error's errno; a value: data, a vector, or the length of
-an error's text. The texts stand behind the records, in their order.
+A result's record has: the operation's number, 0 for an error; the outcome: CLAIMED, FAULT, or how a halt ended; two
+unused bytes; a status, an interrupt's source, a signal's kind, or an error's errno; a value: data, a vector, or the
+length of an error's text. The texts follow the records, in order.
 
-An event's, of a region that was registered in this form, is like a request of one operation, that of the vCPU; its
-second byte says which event it is, and the serial is an access's number, or how often a doorbell rang.
+An event's record, for a region that was registered in this form, is like a request with the vCPU's operation. Its
+second byte is the kind of event, and the serial is an access's number, or the number of a doorbell's writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SINGLE = Struct(HEADER.format + OPERATION.format[1:])
 SINGLE_RESULT = Struct(HEADER.format + RESULT.format[1:])
 
 EVENT = Struct("<BB6xQ" + OPERATION.format[1:])
-ACCESS, DOORBELL = 1, 2  # which event
+ACCESS, DOORBELL = 1, 2  # the kinds of events
 
 # The outcome of an operation.
 CLAIMED = 1  # and of an ack_interrupt: taken
@@ -45,8 +45,8 @@ INTERRUPT, SIGNAL, TIMEOUT = (
 )
 
 ERROR = 0
-# The operations that have this form, and the fields of their requests that stand in a record: as its size, index,
-# address and value. register_region has IS_DOORBELL for `doorbell` in its size as well.
+# The operations that have this form, and the fields of their requests that are a record's size, index, address and
+# value. In register_region the size also has IS_DOORBELL for `doorbell`.
 FIELDS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "irq_line": ("without_status", "gsi", None, "level"),
     "signal_msi": (None, "flags", "address", "data"),

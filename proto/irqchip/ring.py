@@ -1,12 +1,11 @@
 """A pair of rings in shared memory, for packets of records; docs/port.md describes the memory.
 
-A slot belongs to one side at a time, as the slot's first word says: 0 while the sender may fill the slot, the packet's
-length while the receiver may read the slot. The sender stores the packet and then the length; the receiver copies the
-packet and then stores the 0. So the sides share no index. This needs a processor that shows its stores to others in
-their order.
+A slot belongs to one side at a time, by its first word: 0 while the sender may fill the slot, the packet's length while
+the receiver may read the slot. The sender stores the packet and then the length; the receiver copies the packet and
+then stores the 0. So the sides share no index. This needs a processor whose stores other processors see in order.
 
-A side that is about to block says so in a word, and then looks once more; the other stores a slot, and then looks at
-the word. Either of them must see the other's store: fence() is between its own store and its look.
+A side that is about to block stores that in a word, and then checks the slots again; the other side stores a slot, and
+then reads the word. One of them must see the other's store, so each calls fence() between its own store and its read.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ OFFERED: Final = platform.machine() in ("x86_64", "AMD64") and sys.maxsize > 1 <
 VERSION: Final = 1
 SLOTS: Final = 64  # of either ring
 SLOT_BYTES: Final = 128
-PACKET_BYTES: Final = SLOT_BYTES - 8  # of the longest packet that a slot holds
-ELSEWHERE: Final = 1 << 32  # as a slot's first word: the next packet is the socket's next
+PACKET_BYTES: Final = SLOT_BYTES - 8  # of a slot's longest packet
+ELSEWHERE: Final = 1 << 32  # as a slot's first word: the next packet is on the socket
 WAITS: Final = 1  # the side is blocked, or about to be
-WAITS_FOR_ROOM: Final = 2  # the same, and the side has packets that found no slot
+WAITS_FOR_ROOM: Final = 2  # the same, and the side has packets without a slot
 
 # The words of the head: VERSION, SLOTS and SLOT_BYTES are the first three of 4 bytes each.
 _DAEMON_WAITS: Final = 8
@@ -38,7 +37,7 @@ _SLOT_WORDS: Final = SLOT_BYTES // 8
 
 
 class BadSlotError(Exception):
-    """A slot's first word is no length."""
+    """A slot's first word is not a length."""
 
 
 class End:
@@ -58,15 +57,15 @@ class End:
         self._fence = threading.Lock()
 
     def has_input(self) -> bool:
-        """Whether there is a slot to take."""
+        """Whether a packet can be taken."""
         return self._words[self._in] != 0
 
     def has_room(self) -> bool:
-        """Whether there is a slot to fill."""
+        """Whether a slot is free."""
         return not self._words[self._out]
 
     def put(self, packet: bytes) -> bool:
-        """Send a packet of at most PACKET_BYTES. False where there is no room."""
+        """Send a packet of at most PACKET_BYTES. False without room."""
         words, at = self._words, self._out
         if words[at]:
             return False
@@ -78,14 +77,14 @@ class End:
         return True
 
     def put_elsewhere(self) -> None:
-        """Say that the packet which was sent over the socket comes here; has_room is true."""
+        """Mark the place of a packet that was sent over the socket; has_room is true."""
         at = self._out
         self._words[at] = ELSEWHERE
         at += _SLOT_WORDS
         self._out = at if at != self._out_end else self._out_begin
 
     def take(self) -> bytes | None:
-        """The next packet; empty where the socket has it; None where none has come. BadSlotError.
+        """The next packet; empty if the socket has it; None if none has come. BadSlotError.
 
         The other side may change the slot meanwhile, so each part is read once.
         """
@@ -99,32 +98,32 @@ class End:
         elif length == ELSEWHERE:
             packet = b""
         else:
-            raise BadSlotError(f"a slot's first word is {length:#x}, and a packet has at most {PACKET_BYTES} bytes")
+            raise BadSlotError(f"a slot's first word is {length:#x}, but a packet has at most {PACKET_BYTES} bytes")
         words[at] = 0
         at += _SLOT_WORDS
         self._in = at if at != self._in_end else self._in_begin
         return packet
 
     def wait(self, how: int) -> None:
-        """Say whether this side is about to block, and how: 0 is not. What happened before this is seen after it."""
+        """Store how this side is about to block; 0: not. Earlier stores of the other side are visible after this."""
         self._words[self._own] = how
         self.fence()
 
     def other_waits(self) -> int:
-        """How the other side waits, or 0. Call fence() before this, or wait()."""
+        """How the other side waits, or 0. Call fence() or wait() before this."""
         return self._words[self._other]
 
     def other_waits_now(self) -> int:
-        """As other_waits(), for what was put before."""
+        """As other_waits(), after packets were put."""
         self.fence()
         return self._words[self._other]
 
     def fence(self) -> None:
-        """Have the stores before this appear before the loads behind this read."""
+        """Make the stores before this visible before any later load."""
         if self._fence.acquire(False):
             self._fence.release()
 
     def close(self) -> None:
-        """Give back the memory."""
+        """Unmap the memory."""
         self._words.release()
         self._memory.close()

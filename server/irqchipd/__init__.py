@@ -1,4 +1,4 @@
-"""The daemon: chips (silicon), vm (chips wired together), edge (the outside), observe (those who watch)."""
+"""The daemon: chips (silicon), vm (chips wired together), edge (the outside), observe (traces and counters)."""
 
 from irqchip import builds
 

@@ -22,7 +22,7 @@ from irqchipd.stopping import block_signals, leave
 log = logging.getLogger(__name__)
 
 DEFAULTS = Limits()
-_MOST = (1 << 31) - 1  # what gRPC's settings hold
+_MOST = (1 << 31) - 1  # the largest value of gRPC's settings
 
 
 def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any], Any]:
@@ -30,7 +30,7 @@ def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any]
 
 
 class _Command(click.Command):
-    """The command: says what to write in place of what it refuses."""
+    """The command. The message for a bad option says what to write instead."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)  # Parsing empties it.
@@ -48,12 +48,12 @@ class _Command(click.Command):
             raise click.UsageError(f"{error.format_message()} Write, for example: {example}", ctx) from None
         if ctx.args and not ctx.resilient_parsing:
             raise click.UsageError(
-                f"irqchipd takes options alone, not {ctx.args[0]!r:.200}: {_listen(ctx.args[0])}", ctx
+                f"irqchipd takes only options, not {ctx.args[0]!r:.200}: {_listen(ctx.args[0])}", ctx
             )
         return rest
 
 
-# Options that others have for where to listen.
+# What other daemons call the option for where to listen.
 _LISTENING = ("--address", "--bind", "--host", "--port", "--socket", "-p")
 
 

@@ -42,7 +42,7 @@ STREAMS_PER_CONNECTION = 300  # a VM of 255 vCPUs can halt on one
 WAITING_CALLS = 1_000_000
 WAITING_SECONDS = 86_400
 
-# How often the log reports late timers, seconds; and how late a timer is late.
+# How often the log reports late timers, in seconds; and the delay from which a timer counts as late.
 LATENESS_PERIOD = 10.0
 LATE_NS = 100_000_000
 
@@ -69,7 +69,7 @@ class Daemon:
                 ("grpc.server_max_unrequested_time_in_server", WAITING_SECONDS),
                 # Without this, two daemons on one port would share its clients.
                 ("grpc.so_reuseport", 0),
-                # A client on a host that vanished is noticed, and its levels drop, within 15 s.
+                # When a client's host vanishes, the daemon notices within 15 s, and the client's levels drop.
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -83,7 +83,7 @@ class Daemon:
         self._sockets: list[SocketPath] = []
         self._ports: list[Port] = []
         self._exposition = exposition
-        # Whether gRPC's threads may wait as long as a client likes, to close descriptors that the client has sent.
+        # Whether a client can make gRPC's threads wait, without a limit, while they close descriptors from the client.
         self._grpc_may_wait = False
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
@@ -141,12 +141,12 @@ class Daemon:
         for port in self._ports:
             port.begin_to_stop()
         await self._health.enter_graceful_shutdown()
-        # The server's own stop would cancel what is left, and say nothing.
+        # The server's own stop would cancel the remaining calls without a status.
         await self._service.stop(STREAMS_GRACE)
         deadline = time.monotonic() + PORTS_GRACE
         while not all(port.stopped for port in self._ports) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        # gRPC's stop waits for its threads, and keeps the interpreter's lock meanwhile.
+        # gRPC's stop waits for gRPC's threads, and holds the interpreter's lock meanwhile.
         if self._leaves and self._grpc_may_wait:
             await asyncio.sleep(CALLS_GRACE)
         else:
@@ -162,7 +162,7 @@ class Daemon:
 
 
 async def _report_lateness(timers: Timers) -> None:
-    """Log that VMs' timers need more time than there is."""
+    """Log that VMs' timers need more time than the host has."""
     while True:
         await asyncio.sleep(LATENESS_PERIOD)
         latest, timers.latest = timers.latest, 0
@@ -175,9 +175,9 @@ async def _report_lateness(timers: Timers) -> None:
 def _measure(holdings: Holdings, address: Address, labelled: int) -> Exposition:
     """Measure, and serve metrics, for the rest of the process; ListenError where that is impossible.
 
-    To be called before anything serves, which would miss the hooks.
+    Call this before the daemon serves: the hooks miss what is made earlier.
     """
-    # Loaded where they are wanted.
+    # Imported only when metrics are wanted.
     from irqchipd.metrics.exposition import Exposition
     from irqchipd.metrics.meter import Meter
 
@@ -195,15 +195,15 @@ async def serve(
 ) -> None:
     """Run a daemon until a signal stops the process; call started with a line for each address that it listens on.
 
-    metrics is where to serve them, and metrics_vms how many VMs have some of their own; page_at is where to serve the
-    page, and the host's name.
+    metrics is where to serve metrics, and metrics_vms how many VMs have metrics of their own; page_at is where to serve
+    the page, and the host's name.
     """
     holdings = Holdings(limits)
     exposition = None if metrics is None else _measure(holdings, metrics, metrics_vms)
     daemon = Daemon(holdings, exposition)
     page = None if page_at is None else PageServer(holdings.registry, limits, *page_at)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    gc.freeze()  # the collector need not visit what stays for good
+    gc.freeze()  # the collector need not visit objects that stay for good
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     stop_on_signal(lambda: loop.call_soon_threadsafe(stop.set), daemon.remove_sockets)
@@ -227,6 +227,6 @@ async def serve(
                 page.stop()
             await daemon.stop()
         except Exception:  # the process ends all the same
-            log.exception("stopping was not all in order")
+            log.exception("stopping failed in part")
         finally:
             daemon.remove_sockets()

@@ -1,4 +1,4 @@
-"""A daemon without a process of its own: whoever holds the VMs calls them, and other processes' devices connect.
+"""A daemon without a process of its own: its process calls the VMs directly, and other processes' devices connect.
 
 The edges, if any are asked for, are threads of the process. Nothing here sets what belongs to the whole process: its
 signals, its limits, its log.
@@ -50,7 +50,7 @@ _INTERRUPTED = VmError(errno.EIO, "a batch was interrupted while it was executed
 
 
 class Embedded:
-    """The VMs of this process, and the edges by which others reach them."""
+    """The VMs of this process, and the edges by which other processes reach them."""
 
     def __init__(self, listen: Sequence[str] = ()) -> None:
         """listen has unix:///PATH, tcp://HOST:PORT, or paths of sockets. ListenError where that is impossible."""
@@ -69,7 +69,7 @@ class Embedded:
 
     @property
     def addresses(self) -> Sequence[Address]:
-        """Where it listens."""
+        """The addresses that the edges listen on."""
         return () if self._edges is None else self._edges.addresses
 
     def unary(self, operation: str, method: str, request: Any) -> Slices[Message]:
@@ -83,7 +83,7 @@ class Embedded:
         return response
 
     def stop(self) -> None:
-        """End the edges, and delete all VMs. In a process that was forked off, do nothing: they are its parent's."""
+        """End the edges, and delete all VMs. In a forked child, do nothing: the VMs are the parent's."""
         if os.getpid() != self._process:
             return
         with self._stopping:
@@ -157,12 +157,12 @@ class _Edges:
 class LocalSession:
     """A Session of this process: packets in and out, as the port's, and no socket in between.
 
-    wake is called, from any thread, when take may have something to give; it must take no lock that is held while
-    anything here is called. One packet at a time is executed, by whichever thread calls send or take; what waits for
-    something goes on in a later take.
+    wake is called, from any thread, when take may have a packet; wake must take no lock that a caller of this class
+    holds. One packet at a time is executed, by the thread that calls send or take; a packet that has to wait goes on in
+    a later take.
 
-    direct  what operations may be executed for right now, from any thread: None while an earlier packet is not done,
-            and when the Session has ended
+    direct  the Session for which any thread may execute operations at once; None while an earlier packet is not done,
+            and after the end of the Session
     """
 
     def __init__(self, embedded: Embedded, wake: Callable[[], None]) -> None:
@@ -175,13 +175,13 @@ class LocalSession:
         self._work: Slices[bytes | None] | None = None
         self._awaited: Pending | None = None  # before the work goes on
         self._packets: deque[bytes] = deque()
-        self._ending: VmError | None = None  # why the Session ends, where that is not the client's doing
+        self._ending: VmError | None = None  # why the Session ends, unless the client ended it
         self._finishing = False
         self._closed = False
         self.direct: SessionCaller | None = None
 
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Do what a packet says, behind those before it. The descriptors go to the Session."""
+        """Execute a packet, after those before it. The descriptors go to the Session."""
         with self._busy:
             if not self._closed:
                 self._inbox.append((packet, descriptors))
@@ -198,7 +198,7 @@ class LocalSession:
                 return self._packets.popleft()
             session = self._session
             if session is not None and (packet := session.take()) is not None:
-                session.sending = None  # it is received at once
+                session.sending = None  # the client receives it at once
                 self._go_on()  # if that was what further packets have waited for
                 return packet
             ending, self._ending = self._ending, None
@@ -208,7 +208,7 @@ class LocalSession:
             return b"" if self._closed else None
 
     def finish(self) -> None:
-        """Close when what has been sent is done."""
+        """Close once the packets sent so far are done."""
         with self._busy:
             self._finishing = True
             self._go_on()
@@ -221,7 +221,7 @@ class LocalSession:
         self._wake()
 
     def close(self, why: str) -> None:
-        """End the Session: its levels drop, and take gives what has not been taken."""
+        """End the Session: its levels drop, and take returns the remaining packets."""
         with self._busy:
             self._close(why)
         self._wake()
@@ -229,7 +229,7 @@ class LocalSession:
     # Everything here runs with _busy.
 
     def _go_on(self) -> None:
-        """Execute packets, as far as nothing has to be waited for."""
+        """Execute packets until one has to wait."""
         while not self._closed and self._ending is None:
             session = self._session
             if session is not None and session.awaited is not None:
@@ -264,14 +264,14 @@ class LocalSession:
                     self._work = answer
         except Exception as error:
             self.end(errors.refusal(error))
-        except BaseException:  # Ctrl-C: nobody knows how much of it has been done
+        except BaseException:  # Ctrl-C: the batch may be partly done
             self.end(_INTERRUPTED)
             raise
         if self._eventfds.unused and self._work is None:
             self._eventfds.discard()
 
     def _do_slice(self, work: Slices[bytes | None]) -> Pending | None:
-        """Do a slice of a batch, and return what has to end before the next."""
+        """Do a slice of a batch, and return what the next slice has to wait for."""
         try:
             return next(work)
         except StopIteration as done:
@@ -317,7 +317,7 @@ class LocalSession:
 
 
 class LocalWatch:
-    """A VM's trace in this process. wake is called, from any thread, when take may have something to give."""
+    """A VM's trace in this process. wake is called, from any thread, when take may have a message."""
 
     def __init__(self, embedded: Embedded, request: pb.WatchRequest, wake: Callable[[], None]) -> None:
         self._held = embedded.holdings
@@ -336,7 +336,7 @@ class LocalWatch:
         self._attached = True
 
     def end(self, error: VmError) -> None:
-        """End it with an error, behind what has happened so far; from any thread."""
+        """End the Watch with an error, after the events so far; from any thread."""
         self._ending = self._ending or error
         self._wake()
 

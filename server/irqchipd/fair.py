@@ -1,4 +1,4 @@
-"""Fair queues, which choose the work that is done next. The timers, the port and the gRPC edge each have one.
+"""Fair queues, which choose the next piece of work. The timers, the port and the gRPC edge each have one.
 
 Work belongs to a holder, a VM's share as a rule. The holder that has used the least time goes first, so that a VM that
 uses little waits for one piece of work at the most, however many others are busy. A holder's work is done in the order
@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 
 _T = TypeVar("_T")
 
-LEAST_NS: Final = 20_000  # the cost of a piece of work beside the time that is charged
+LEAST_NS: Final = 20_000  # the cost of a piece of work besides the charged time
 _KEPT: Final = 64  # holders without work that are remembered: those that have used the most
 
 
@@ -32,7 +32,7 @@ class FairQueue(Generic[_T]):
         self._used: dict[object, int] = {}
         self._heap: list[tuple[int, int, object]] = []
         self._number = 0
-        # What the holder that went last had used. An idle holder counts as having used no less: idleness earns nothing.
+        # The time used by the last holder. An idle holder is raised to this time, so that idleness earns no credit.
         self._floor = 0
 
     def __bool__(self) -> bool:
@@ -77,7 +77,7 @@ class FairQueue(Generic[_T]):
         """Charge a holder for its work: a piece that was taken from here, or one that did not have to wait."""
         used = max(self._used.get(holder, 0), self._floor)
         if not self.waiting:
-            # Time that no other holder wanted is not held against this one later.
+            # A holder does not pay later for time that no other holder wanted.
             self._floor = used
         self._used[holder] = used + nanoseconds
         self._forget()

@@ -1,4 +1,4 @@
-"""What a daemon holds, whichever edges serve it: the VMs, and what its limits count."""
+"""A daemon's VMs, and the things that its limits count, for all edges."""
 
 from __future__ import annotations
 

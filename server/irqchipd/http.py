@@ -53,7 +53,7 @@ class Request:
 
 
 class Answer:
-    """What a handler writes its answer to."""
+    """The answer of a handler, written in pieces."""
 
     def __init__(self, writer: asyncio.StreamWriter, head_only: bool) -> None:
         self._writer = writer
@@ -75,7 +75,7 @@ class Answer:
         await self.piece("\r\n".join([*lines, "", ""]).encode())
 
     async def piece(self, data: bytes) -> None:
-        """A piece of the answer. TimeoutError for a client that does not take it."""
+        """A piece of the answer. TimeoutError for a client that does not receive it."""
         async with asyncio.timeout(WRITE_SECONDS):
             for at in range(0, len(data), WRITE_BUFFER):
                 self._writer.write(data[at : at + WRITE_BUFFER])
@@ -124,7 +124,7 @@ class HttpServer:
             method, target, headers = await self._read_head(reader)
             answer = Answer(writer, method == "HEAD")
             if self._answering >= ANSWERS:
-                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{ANSWERS} answers are on their way, the most")
+                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{ANSWERS} requests are being answered, the most")
             counted = True
             self._answering += 1
             await self._handle(self._checked(method, target, headers), answer)
@@ -160,9 +160,9 @@ class HttpServer:
 
     def _checked(self, method: str, target: str, headers: dict[str, str]) -> Request:
         if method not in ("GET", "HEAD"):
-            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "use GET or HEAD: nothing can be changed here")
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "use GET or HEAD: the page is read-only")
         if self._names is not None and not self._is_host(headers.get("host", ""), self._names):
-            # A name that leads here may be an attacker's, whose page would then be of this origin (DNS rebinding).
+            # An attacker's name may lead here, and the attacker's page would then have this origin (DNS rebinding).
             raise RefusedError(HTTPStatus.FORBIDDEN, "ask for localhost, a number, or the name given with --http")
         if headers.get("sec-fetch-site", "none") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             raise RefusedError(HTTPStatus.FORBIDDEN, "another site may not use this page's addresses")
@@ -197,14 +197,14 @@ def _parsed(head: bytes) -> tuple[str, str, dict[str, str]]:
                 raise ValueError(line)
             headers[name.lower()] = value.strip()
     except ValueError:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "this is no HTTP request") from None
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the request is not HTTP") from None
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "use HTTP/1.1")
     return method, target, headers
 
 
 async def _end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """End a connection. To close it while there is something unread would take the answer from the client."""
+    """End a connection. If it closed with bytes unread, the client might lose the answer."""
     with suppress(OSError, TimeoutError):
         writer.write_eof()
         async with asyncio.timeout(1.0):

@@ -1,4 +1,4 @@
-"""What a client may make the daemon hold: every queue, size and count that one controls has its bound here."""
+"""What a client may make the daemon hold: every queue, size and count that a client controls has its bound here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import MAX_VCPUS
 from irqchipd.vm.regions import ACCESS_NS
 
-# The most bytes that an operation's result takes in its batch's answer, but for what can be large, and an error without
-# its words.
+# The most bytes of an operation's result in its batch's answer, without data that can be large, and without the text of
+# an error.
 LEAST_RESULT = 24
 
 # Bytes that a result may take beyond those that each operation has: AdvanceClock's, and a status of IrqLines.
@@ -56,12 +56,12 @@ class Limits:
 def allow_descriptors() -> None:
     """Let the process have as many descriptors as it may: each client has one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # a hard limit of more than the kernel's own: then it stays as it is
+    with suppress(OSError, ValueError):  # the hard limit is above the kernel's own: keep the soft limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Room:
-    """What is left for results that can be large, and for the texts of errors. E2BIG where that is not enough."""
+    """The bytes left for large results and for the texts of errors. E2BIG where they are not enough."""
 
     __slots__ = ("_bytes", "_changes", "_limits")
 
@@ -93,7 +93,7 @@ class Room:
         self.take(_ADVANCE_BYTES)
 
     def text(self, error: VmError) -> str:
-        """The text of an error, or nothing where it finds no room."""
+        """The text of an error, or an empty text without room for it."""
         size = len(error.message.encode())
         if size > self._bytes:
             return ""

@@ -1,4 +1,4 @@
-"""Where the daemon listens: which addresses it accepts, and how it sees to it that they are its own."""
+"""Where the daemon listens: which addresses it accepts, and how it makes sure that a socket's path is its own."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from irqchip.port import SUFFIX
 
 log = logging.getLogger(__name__)
 
-MAX_SOCKET_PATH = 107 - len(SUFFIX)  # bytes: sizeof sun_path less its end, and what the port's path has more
+MAX_SOCKET_PATH = 107 - len(SUFFIX)  # bytes: sizeof sun_path less its NUL, and less the port's suffix
 
-# How long to wait for who starts or stops in the same directory, seconds.
+# How long to wait for another daemon that starts or stops in the same directory, seconds.
 CLAIM_PATIENCE = 5.0
 REMOVAL_PATIENCE = 0.2
 
@@ -32,7 +32,7 @@ _SO_PASSRIGHTS = 83  # asm-generic/socket.h
 
 
 class ListenError(Exception):
-    """An address that can't, or must not, be listened on; its message says what to do."""
+    """The daemon can't, or must not, listen on an address; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def parse_address(text: str, allow_insecure: bool) -> Address:
         return UnixAddress(Path(rest))
     if scheme == "tcp":
         return _parse_tcp(text, rest, allow_insecure)
-    raise ListenError(f"{text!r:.200} is no address to listen on: use unix:///PATH or tcp://HOST:PORT")
+    raise ListenError(f"{text!r:.200} is not an address to listen on: use unix:///PATH or tcp://HOST:PORT")
 
 
 def parse_http(text: str, allow_insecure: bool) -> tuple[TcpAddress, str]:
@@ -95,14 +95,14 @@ def parse_http(text: str, allow_insecure: bool) -> tuple[TcpAddress, str]:
     scheme, separator, rest = text.rpartition("://")
     rest = rest.removesuffix("/")
     if separator and scheme not in ("http", "tcp"):
-        raise ListenError(f"{text!r:.200} is no address for the page: use http://HOST:PORT")
+        raise ListenError(f"{text!r:.200} is not an address for the page: use http://HOST:PORT")
     return _parse_tcp(text, rest, allow_insecure, "http"), rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
 def _parse_tcp(text: str, rest: str, allow_insecure: bool, scheme: str = "tcp") -> TcpAddress:
     host, _, port = rest.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ListenError(f"{text!r} is no address to listen on: use {scheme}://HOST:PORT, with a port of 0 to 65535")
+        raise ListenError(f"{text!r} is not an address: use {scheme}://HOST:PORT, with a port of 0 to 65535")
     host = host.removeprefix("[").removesuffix("]")
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
@@ -112,13 +112,13 @@ def _parse_tcp(text: str, rest: str, allow_insecure: bool, scheme: str = "tcp") 
     if not allow_insecure and not ipaddress.ip_address(number).is_loopback:
         raise ListenError(
             f"{text}: {number} can be reached from other machines, and irqchipd neither encrypts nor authenticates; "
-            "listen on loopback, or say --allow-insecure if the network is yours alone"
+            "listen on loopback, or say --allow-insecure if no one else uses the network"
         )
     return TcpAddress(number, int(port))
 
 
 class SocketPath:
-    """The path of a unix socket that one daemon at a time listens on; the socket is for its user alone.
+    """The path of a unix socket that one daemon at a time listens on; only its user can connect.
 
     A daemon checks the path, and then binds or removes the socket, under one lock on its directory, so that no other
     daemon binds in between. The lock is flock's, on the directory itself: it leaves no file behind, and ends with its
@@ -128,7 +128,7 @@ class SocketPath:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._removing = threading.Lock()
-        # The device and the inode of what was bound there: another daemon may have taken the path over since.
+        # The device and the inode of the socket bound here: another daemon may have taken over the path since.
         self._bound: tuple[int, int] | None = None
         try:
             there = path.parent.is_dir()
@@ -142,17 +142,17 @@ class SocketPath:
         flags = os.O_DIRECTORY | os.O_CLOEXEC
         try:
             self._directory = os.open(path.parent, os.O_RDONLY | flags)
-        except PermissionError:  # it can't be read, and so not locked either; but what is in it can be named
+        except PermissionError:  # unreadable, so it can't be locked either; but files in it can be named
             self._directory = os.open(path.parent, os.O_PATH | flags)
 
     @contextmanager
     def binding(self) -> Iterator[Path]:
-        """Make way for a socket, which is bound, within, to another path, which this gives; and move it here then.
+        """Give a temporary path to bind a socket to, and rename the socket to this path at the end.
 
-        If it listens before it is moved, who finds it can connect to it. And gRPC removes the path it was given when it
-        stops, without a look at whose socket is there by then: this way it removes nothing.
+        If the socket listens before the rename, a client that finds this path can always connect. When gRPC stops, it
+        removes the path that it bound, whoever's socket is there: with a temporary path it removes nothing.
         """
-        # In the same directory; and no longer than the path with SUFFIX, which has room.
+        # In the same directory, and no longer than the path with SUFFIX, which fits.
         passing = self._path.with_name("." + secrets.token_hex(3)[:5])
         with self._locked(CLAIM_PATIENCE):
             self._make_way()
@@ -175,7 +175,7 @@ class SocketPath:
             bound, self._bound = self._bound, None
             if bound is None:
                 return
-            with self._locked(REMOVAL_PATIENCE), suppress(OSError):  # somebody may have removed it already
+            with self._locked(REMOVAL_PATIENCE), suppress(OSError):  # it may be gone already
                 status = os.lstat(self._path.name, dir_fd=self._directory)
                 if (status.st_dev, status.st_ino) == bound:
                     os.unlink(self._path.name, dir_fd=self._directory)
@@ -193,7 +193,7 @@ class SocketPath:
         if not stat.S_ISSOCK(mode):
             raise ListenError(f"{self._path} exists and is not a socket: choose another path, or remove it")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            # Who is too busy to take another client answers EAGAIN; a socket of another type, EPROTOTYPE.
+            # A listener with a full backlog answers EAGAIN; a socket of another type, EPROTOTYPE.
             if probe.connect_ex(str(self._path)) not in (errno.ECONNREFUSED, errno.ENOENT):
                 raise ListenError(
                     f"{self._path} is in use, perhaps by another irqchipd: stop that, or choose another path"
@@ -201,7 +201,7 @@ class SocketPath:
 
     @contextmanager
     def _locked(self, patience: float) -> Iterator[None]:
-        """Hold the directory's lock. Who else holds it for long is no daemon; then go on without it."""
+        """Hold the directory's lock. A process that holds it for long is no daemon: then go on without the lock."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -222,10 +222,10 @@ class SocketPath:
 
 
 def refuse_descriptors(path: Path) -> bool:
-    """Have the kernel refuse, with EPERM, descriptors that clients send to the socket of this process at a path.
+    """Make the kernel refuse, with EPERM, descriptors that clients send to this process's socket at a path.
 
-    To close a client's descriptor can take long: that of a TCP socket with SO_LINGER, until its data is acknowledged.
-    False where the kernel can't: Linux before 6.16.
+    Closing a client's descriptor can take long: a TCP socket with SO_LINGER waits until its data is acknowledged.
+    False on Linux before 6.16, which can't refuse descriptors.
     """
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)

@@ -1,6 +1,6 @@
-"""What the daemon writes to standard error: its own records and few of its libraries', within bounds.
+"""What the daemon writes to standard error: its own records and some of its libraries', within bounds.
 
-A record says what happened, and its fields to which VM, Session or client: see fields.py.
+A record's text says what happened, and its fields name the VM, Session or client: see fields.py.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Writer(logging.Handler):
     def _write(self) -> None:
         while True:
             line = self._lines.get()
-            with suppress(OSError, ValueError):  # standard error has no reader any more
+            with suppress(OSError, ValueError):  # the reader of standard error has gone
                 lost, self._lost = self._lost, 0
                 if lost:
                     sys.stderr.write(f"{lost} records were not written: nothing read standard error\n")
@@ -138,7 +138,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 class _Nothing:
-    """Replaces the module traceback, with which gRPC prints what it has logged once more, to standard error."""
+    """Replaces the module traceback in gRPC, which prints each exception to standard error after logging it."""
 
     def print_exc(self) -> None:
         """Print nothing."""

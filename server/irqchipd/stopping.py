@@ -42,7 +42,7 @@ def stop_on_signal(stop: Callable[[], object], clean_up: Callable[[], None]) -> 
         # The alarm ends the process even if a thread keeps the interpreter's lock.
         signal.setitimer(signal.ITIMER_REAL, LAST_DEADLINE)
         try:
-            with suppress(Exception):  # a lack of memory, say: the process must end all the more
+            with suppress(Exception):  # a lack of memory, say: the process must end anyway
                 clean_up()
             with suppress(Exception):
                 stop()

@@ -21,9 +21,9 @@ LONGEST_REST_NS: Final = 5_000_000
 class Timers(Deadlines):
     """The machine's monotonic clock, nanoseconds, and a thread that rings alarms by it.
 
-    Of the alarms that are due the VM that has had the least time goes first: a VM whose timers need more time than
-    there is falls behind alone. Timeouts of Halts and regions have a queue of their own, and wait behind one timer at
-    the most. After STRETCH_NS of work without a pause timers rest for as long, and leave others half of the time.
+    Among due alarms, the VM that has used the least time goes first: a VM whose timers need more time than the host has
+    falls behind alone. Timeouts of Halts and regions have a queue of their own, and wait for one timer at the most.
+    After STRETCH_NS of work without a pause, the timers rest for as long, and leave other threads half of the time.
 
     Any thread may call set, also from an alarm that rings.
     """
@@ -39,7 +39,7 @@ class Timers(Deadlines):
         self._rests_until = 0
         # The longest time that a due alarm waited for its call, nanoseconds; a reader sets this to 0.
         self.latest = 0
-        self.lateness: Histogram | None = None  # of all alarms, where somebody wants it
+        self.lateness: Histogram | None = None  # of all alarms, if metrics are kept
         self._ringer: threading.Thread | None = None
         self._stopped = False
 
@@ -47,7 +47,7 @@ class Timers(Deadlines):
         return time.monotonic_ns()
 
     def set(self, alarm: Alarm, deadline: int | None) -> None:
-        """Ring an alarm at a time, and not at the time given before; None stops an alarm that does not ring yet."""
+        """Ring an alarm at a time, instead of the time given before; None stops an alarm that does not ring yet."""
         with self._changed:
             self.alarms.set(alarm, deadline)
             if deadline is None or self._stopped:

@@ -155,6 +155,6 @@ def test_a_default_socket_that_others_can_reach_is_refused(
         folder.chmod(0o755)
         line = fails(CliRunner().invoke(main, ["list"]))
     assert line == (
-        f"{folder} can be entered by others, so what answers there may be a stranger: set XDG_RUNTIME_DIR to a "
+        f"{folder} can be entered by others, so another user's process may answer there: set XDG_RUNTIME_DIR to a "
         "directory of yours, or name the daemon with --target or IRQCHIP_TARGET (EACCES)"
     )

@@ -26,7 +26,7 @@ def test_a_gsi_without_a_route_is_not_reported_as_masked(run: Run, vm: Vm) -> No
     for command in ("raise", "lower", "pulse"):
         assert run(command, vm.name, 5000).stdout == without
     vm.set_routing([MsiRoute(24, 0xFEEF_F004, 0x131)])
-    assert run("pulse", vm.name, 24).stdout == "-1 addressed to nobody, by the MSI that is its route\n"
+    assert run("pulse", vm.name, 24).stdout == "-1 addressed to no vCPU, by the MSI that is its route\n"
     vm.set_routing([])
     assert run("pulse", vm.name, 24).stdout == "-1 without a route; no GSI has one\n"
 
@@ -41,7 +41,7 @@ def test_several_edges_are_counted_by_outcome(run: Run, vm: Vm) -> None:
 
 def test_msi(run: Run, vm: Vm) -> None:
     assert run("msi", vm.name, "0xfee00000", "0x31").stdout == "0 not accepted\n"  # All local APICs are disabled.
-    assert run("msi", vm.name, "0xfeeff004", "0x131").stdout == "-1 addressed to nobody\n"  # No local APIC is enabled.
+    assert run("msi", vm.name, "0xfeeff004", "0x131").stdout == "-1 addressed to no vCPU\n"  # No local APIC is enabled.
     vm.vcpu(0).mmio_write(0xFEE000F0, 0x1FF)
     assert run("msi", vm.name, "0xfee00000", "0x31").stdout == "1 accepted\n"
     assert run("ack", vm.name).stdout == "0x31 lapic\n"

@@ -72,7 +72,7 @@ COMMANDS: list[tuple[list[str], str, str, str]] = [
         "'any', 'pic', 'lapic'",
         "irqchipctl ack vm1 --source any",
     ),
-    (["advance", "vm1", "10ms"], "clock of VM 'vm1' is real", "only one that was made virtual", "--virtual-clock"),
+    (["advance", "vm1", "10ms"], "clock of VM 'vm1' is real", "only a virtual clock can be", "--virtual-clock"),
     (["advance", "vm1", "10minutes"], "'10minutes'", "1.5s, 10ms, 500us or 20ns", "write"),
     (["advance", "vm1", "1.5"], "'1.5'", "a whole number of ns", "write 1.5s"),
     (["regs", "vm1", "--chip", "pit"], "has no PIT", "a VM that has one", "irqchipctl create --pit"),
@@ -155,7 +155,7 @@ ARM64: list[tuple[list[str], str, str, str]] = [
     (["create", "x", "--arch", "arm64", "--list-registers", "1"], "'--list-registers': 1", "2 to 16", "use 2 to 16"),
     (["create", "x", "--arch", "arm64", "--priority-bits", "8"], "'--priority-bits': 8", "5 to 7", "use 5 to 7"),
     (["pulse", "guest", "spi:500"], "line spi:500", "32 to 255 are allowed", "number 532"),
-    (["pulse", "guest", "ppi:7:20"], "line ppi:7:20", "vCPU 7's, which does not exist", "create it first"),
+    (["pulse", "guest", "ppi:7:20"], "line ppi:7:20", "vCPU 7 does not exist", "create it first"),
     (["create", "x", "--gic", "3"], "--gic", "is for arm64", "add --arch arm64, or leave --gic out"),
     (
         ["create", "x", "--arch", "arm64", "--gic", "2", "--vcpus", "9"],
@@ -163,7 +163,7 @@ ARM64: list[tuple[list[str], str, str, str]] = [
         "at most 8 are allowed",
         "with its GIC",
     ),
-    (["pulse", "guest", "4"], "has a GIC, which alone drives", "one of KVM_IRQ_LINE's", "write spi:N for an SPI"),
+    (["pulse", "guest", "4"], "has a GIC, which drives", "those of KVM_IRQ_LINE", "write spi:N for an SPI"),
     (["pulse", "guest", "spi:2000"], "'spi:2000' is no line", "N from 0 to 987", "write spi:N"),
     (["pulse", "guest", "ppi:0:4"], "'ppi:0:4' is no line", "INTID from 16 to 31", "ppi:VCPU:INTID"),
     (["raise", "vm1", "spi:4"], "VM 'vm1' is of x86", "only an arm64 VM has such lines", "write a GSI"),
@@ -219,7 +219,7 @@ DAEMON: list[tuple[list[str], str, str, str]] = [
     (["--poll", "99999999999999999999"], "'--poll'", "0<=x<=", "Write, for example: --poll "),
     (["--port", "5000"], "no --port", "--listen", "write --listen tcp://127.0.0.1:5000"),
     (["--socket=/tmp/sock"], "no --socket", "unix:///PATH or --listen tcp", "where to listen is --listen"),
-    (["/tmp/sock"], "'/tmp/sock'", "options alone", "write --listen unix:///tmp/sock"),
+    (["/tmp/sock"], "'/tmp/sock'", "only options", "write --listen unix:///tmp/sock"),
     (["--max-vms", "0"], "'--max-vms'", "1<=x<=", "Write, for example: --max-vms "),
 ]
 
@@ -232,7 +232,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         *(lambda _, vm: vm.signal_msi(1 << 70, 5), "address is 11805916", "0 to 0xffffffffffffffff"),
         "use an address",
     ),
-    "an access of 3 bytes": (lambda _, vm: vm.vcpu(0).pio_read(0x20, 3), "not 3", "1, 2, 4 bytes", "use one of these"),
+    "an access of 3 bytes": (lambda _, vm: vm.vcpu(0).pio_read(0x20, 3), "of 3 bytes", "invalid", "use 1, 2, 4"),
     "a port out of range": (lambda _, vm: vm.vcpu(0).pio_read(70000), "port 0x11170", "0 to 0xffff", "use"),
     "a second vCPU 0": (lambda _, vm: vm.create_vcpu(0), "has a vCPU 0 already", "another id", "choose"),
     "an invalid route": (
@@ -344,7 +344,7 @@ CALLS: dict[str, tuple[Call, str, str, str]] = {
         "make the file with `truncate",
     ),
     "a port above the last": (lambda _, __: Rtc(0xFFFF), "port 0xffff", "use 1 to 0x1", "begin lower"),
-    "a VM without a name": (lambda client, _: client.vm(""), "name is empty", "the VMs that there are", "vms() lists"),
+    "a VM without a name": (lambda client, _: client.vm(""), "name is empty", "vms() lists", "the VMs"),
 }
 
 

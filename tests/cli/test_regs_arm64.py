@@ -18,7 +18,7 @@ V3 = """\
 gicd: GICv3 at 0x8000000, enabled, 64 INTIDs
      32-35 SPI 0-3      disabled group 1 priority 0x00 level affinity 0.0.0.0 (vCPU 0)
         36 SPI 4        enabled  group 1 priority 0xa0 level affinity 0.0.0.0 (vCPU 0), pending, active, line high
-        37 SPI 5        disabled group 1 priority 0x00 level affinity 0.0.1.0 (nobody)
+        37 SPI 5        disabled group 1 priority 0x00 level affinity 0.0.1.0 (no vCPU)
      38-47 SPI 6-15     disabled group 1 priority 0x00 level affinity 0.0.0.0 (vCPU 0)
      48-63 SPI 16-31    disabled group 1 priority 0x00 edge  affinity 0.0.0.0 (vCPU 0)
 gicr0: SGIs and PPIs of vCPU 0, affinity 0.0.0.0, at 0x80a0000

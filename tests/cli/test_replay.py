@@ -254,7 +254,7 @@ def test_in_a_pipe_it_reports_progress_now_and_then(
 ) -> None:
     path = file(trace(["ack_lapic", 5, None]), trace(["ack_lapic", 5, "-ENOENT"], seed=2))
     assert run("replay", "--in-process", path).stderr == ""
-    monkeypatch.setattr(importlib.import_module("irqchip_client.cli.replay"), "TOLD_EVERY", 0)
+    monkeypatch.setattr(importlib.import_module("irqchip_client.cli.replay"), "PROGRESS_EVERY", 0)
     told = run("replay", "--in-process", path).stderr
     assert told == "1 of 2 traces, 1 mismatches\n2 of 2 traces, 1 mismatches\n"
 

@@ -485,7 +485,7 @@ def _in_child(client: Client, vm: Vm, session: Session) -> int:
             (session.vcpu(0).halt, SessionClosed),
             (session.next_event, SessionClosed),
         ):
-            with pytest.raises(error, match="another process's"):
+            with pytest.raises(error, match="forked this one"):
                 call()
         session.close()
         client.close()

@@ -99,7 +99,7 @@ def test_a_number_of_two_names_has_the_usual_one() -> None:
         (grpc.StatusCode.UNIMPLEMENTED, irqchip.IrqchipError, "ENOSYS", "older irqchipd"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, irqchip.LimitReached, "E2BIG", "larger than the transport takes"),
         (grpc.StatusCode.PERMISSION_DENIED, irqchip.IrqchipError, "EACCES", "does not allow"),
-        (grpc.StatusCode.UNAUTHENTICATED, irqchip.IrqchipError, "EACCES", "identity"),
+        (grpc.StatusCode.UNAUTHENTICATED, irqchip.IrqchipError, "EACCES", "credentials"),
         (grpc.StatusCode.INTERNAL, irqchip.IrqchipError, "EIO", "transport"),
         (grpc.StatusCode.UNKNOWN, irqchip.IrqchipError, "EIO", "failed"),
         (grpc.StatusCode.DATA_LOSS, irqchip.IrqchipError, "EIO", "lost data"),

@@ -93,7 +93,7 @@ def refused() -> str:
             assert caught.value.reason == "EACCES"
             said.add(caught.value.message)
     (message,) = said
-    for words in ("XDG_RUNTIME_DIR", "--target", "IRQCHIP_TARGET", "stranger"):
+    for words in ("XDG_RUNTIME_DIR", "--target", "IRQCHIP_TARGET", "another user"):
         assert words in message
     return message
 

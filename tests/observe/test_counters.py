@@ -56,6 +56,32 @@ def test_a_pc() -> None:
     }
 
 
+def test_a_line_that_falls_as_its_source_is_closed_has_not_risen() -> None:
+    pc = Pc(1)
+    counters = counting(pc.vm)
+    source = pc.vm.open_source("device")
+    pc.vm.irq_line(17, True, source)  # masked
+    pc.vm.close_source(source)
+    assert counted(counters) == {"raised": 1, "masked": 1}
+
+
+def test_two_observers_count_as_one_does() -> None:
+    pc = Pc(1)
+    pc.initialise_pics()
+    pc.program(16, 0x41)
+    counters, other = counting(pc.vm), counting(pc.vm)
+    alone = counting((single := Pc(1)).vm)
+    single.initialise_pics()
+    single.program(16, 0x41)
+    for machine in (pc, single):
+        machine.line(16, 1, 1, 0)  # the second adds nothing
+        machine.line(3, 1, 1, 0)  # the same at a PIC; masked at the IOAPIC
+        machine.line(17, 1)  # masked
+        machine.vm.reset()  # drives the line again, and that is no rise
+    assert counted(counters) == counted(other) == counted(alone)
+    assert (alone.raised, alone.lowered, alone.coalesced, alone.masked) == (5, 2, 1, 3)
+
+
 def test_a_pics_request_that_is_gone_is_spurious() -> None:
     pc = Pc(1)
     pc.initialise_pics()

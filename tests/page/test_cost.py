@@ -1,26 +1,28 @@
 """What looking costs a VM: at most a tenth of its throughput, with the page open in Chromium.
 
 Two daemons do the same by turns, of which one is looked at. A daemon's throughput is what it does in a second of a
-processor, so that neither Chromium nor other programs on the machine count.
+processor, so that neither Chromium nor other programs on the machine count. Of two processes that do the same, one is
+often some percent slower, whichever that is: so each of the two is looked at for half of the rounds.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from irqchip_client import Client, S390IrqType, Session, Vm, ops
-from irqchip_client._daemon import Daemon
 from irqchip_client.arm64 import CPU_INTERFACE, spi
+from irqchipd.page.server import LINGER
 from tests.page.browser import CHROMIUM, Browser
 from tests.page.guests import SERIAL, arm64_vm, s390_vm, x86_vm
-from tests.page.pages import page
+from tests.page.pages import Page, page
 from tests.waiting import PATIENCE
 
 pytestmark = [
@@ -28,8 +30,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium"),
 ]
 
-ROUNDS, MOST_ROUNDS = 15, 60  # more on a machine on which the times vary
-WINDOW = 0.6  # seconds, in which there are six looks
+ROUNDS, MOST_ROUNDS = 10, 30  # with each of the two looked at; more on a machine on which the times vary
+WINDOW = 0.6  # seconds, in which there are some looks
 IN_FLIGHT = 8  # batches
 SHARE = 0.9  # of the throughput, that is left
 
@@ -61,10 +63,22 @@ WORK: dict[str, tuple[Callable[[Client], Vm], list[ops.Call[Any]]]] = {
 class Driven:
     """A daemon that does operations as fast as it can."""
 
-    def __init__(self, daemon: Daemon, session: Session, work: list[ops.Call[Any]]) -> None:
-        self._daemon = daemon
+    def __init__(self, served: Page, vm: Vm, session: Session, work: list[ops.Call[Any]]) -> None:
+        self._daemon = served.daemon
         self._session = session
         self._work = work
+        self._page = f"{served.url}#{vm.name}"
+
+    @contextmanager
+    def looked_at(self, chromium: Browser) -> Iterator[None]:
+        """Chromium has the page open. When it has left, the daemon forgets the history after a while."""
+        chromium.call("Page.navigate", url=self._page)
+        chromium.wait("document.querySelector('#status.live')")
+        yield
+        numbers = chromium.evaluate("document.getElementById('position').innerText")
+        chromium.leave()
+        assert int(numbers.rpartition(" ")[2]) > ROUNDS * 100, "the page has seen what happened"
+        time.sleep(LINGER + 1.0)
 
     def _busy(self) -> int:
         """The nanoseconds that the daemon has had a processor. Kernel: Documentation/scheduler/sched-stats.rst."""
@@ -83,32 +97,31 @@ class Driven:
         return count * 1e9 / (self._busy() - before)
 
 
-def share(alone: Driven, watched: Driven) -> float:
-    """What the daemon that is looked at does, of what the other one does."""
-    without = alone.throughput()
-    return watched.throughput() / without
+def shares(alone: Driven, watched: Driven, rounds: int) -> list[float]:
+    """What the daemon that is looked at does, of what the other one does; in so many rounds."""
+    found: list[float] = []
+    for _ in range(1 + rounds):  # the first is to get warm
+        without = alone.throughput()
+        found.append(watched.throughput() / without)
+    return found[1:]
 
 
 @pytest.mark.parametrize("architecture", WORK)
 def test_a_vm_keeps_nine_tenths_of_its_throughput(architecture: str, chromium: Browser) -> None:
     make, work = WORK[architecture]
     with ExitStack() as stack:
-        driven: list[Driven] = []
-        for looked_at in (False, True):
+        pair: list[Driven] = []
+        for _ in range(2):
             served = stack.enter_context(page())
-            client = stack.enter_context(served.daemon.connect())
-            vm = make(client)
-            driven.append(Driven(served.daemon, stack.enter_context(vm.session("load")), work * 16))
-            if looked_at:
-                chromium.call("Page.navigate", url=f"{served.url}#{vm.name}")
-                chromium.wait("document.querySelector('#status.live')")
-        alone, watched = driven
-        kept: list[float] = []
-        share(alone, watched)  # to get warm
-        while len(kept) < ROUNDS or (statistics.median(kept) < SHARE and len(kept) < MOST_ROUNDS):
-            kept.append(share(alone, watched))
-        numbers = chromium.evaluate("document.getElementById('position').innerText")
-        chromium.leave()
-    print(f"{architecture}: {statistics.median(kept):.3f} of the throughput, of {len(kept)} rounds; {numbers}")
-    assert int(numbers.rpartition(" ")[2]) > ROUNDS * 100, "the page has seen what happened"
-    assert statistics.median(kept) >= SHARE
+            vm = make(stack.enter_context(served.daemon.connect()))
+            pair.append(Driven(served, vm, stack.enter_context(vm.session("load")), work * 16))
+        kept: dict[Driven, list[float]] = {one: [] for one in pair}
+        share = 0.0
+        while share < SHARE and len(kept[pair[0]]) < MOST_ROUNDS:
+            for alone, watched in (pair, pair[::-1]):
+                with watched.looked_at(chromium):
+                    kept[watched] += shares(alone, watched, ROUNDS)
+            share = math.prod(map(statistics.median, kept.values())) ** 0.5
+    rounds = sum(map(len, kept.values()))
+    print(f"{architecture}: {share:.3f} of the throughput, of {rounds} rounds")
+    assert share >= SHARE

@@ -19,6 +19,7 @@ from irqchipd.page.history import (
     STATES_BYTES,
     STATES_RATION_NS,
     History,
+    is_busy,
     most_states,
     rations,
 )
@@ -113,7 +114,7 @@ def test_states_are_spread_over_the_events(monkeypatch: pytest.MonkeyPatch) -> N
     vm, operations = x86()
     history, numbers = History(vm), list[int]()
     vm.attach(history)
-    monkeypatch.setattr("irqchipd.page.history.rations", lambda *_: (EVENTS_RATION, 1_000_000))  # for ten or so
+    monkeypatch.setattr("irqchipd.page.history.rations", lambda _: (EVENTS_RATION, 1_000_000))  # for ten or so
     for _ in range(3):
         history.look(0)
         numbers = [history._number]
@@ -181,12 +182,14 @@ def test_what_is_kept_of_a_large_vm_is_bounded_by_bytes(make: Callable[[], Vm]) 
 
 
 def test_a_busy_daemon_spends_a_share_of_its_time() -> None:
-    assert rations(100 * MS, 10 * MS) == (EVENTS_RATION, STATES_RATION_NS)  # it has time to spare
-    assert rations(100 * MS, 100 * MS) == (EVENTS_RATION, MS)
-    events, states = rations(100 * MS, 25 * MS)
+    assert not is_busy(100 * MS, 10 * MS)
+    assert rations(None) == (EVENTS_RATION, STATES_RATION_NS)  # it has time to spare
+    assert is_busy(100 * MS, 25 * MS)
+    assert rations(100 * MS) == (EVENTS_RATION, MS)
+    events, states = rations(25 * MS)
     assert states == 25 * MS // 100
     assert 100 < events < EVENTS_RATION
-    assert rations(1 * MS, 1 * MS) == (EVENTS_RATION, STATES_RATION_NS)  # too short a time to tell
+    assert not is_busy(1 * MS, 1 * MS)  # too short a time to tell
 
 
 def test_a_state_that_takes_long_is_kept_only_by_looks() -> None:

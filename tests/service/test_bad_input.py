@@ -232,8 +232,8 @@ CASES: list[tuple[str, Message, str, str, str]] = [
     ("SetPit", pb.SetPitRequest(vm="good"), "INVALID_ARGUMENT", "EINVAL", "kvm_struct"),
     ("SetPit", pb.SetPitRequest(vm="good", kvm_struct=bytes(111)), "INVALID_ARGUMENT", "EINVAL", "112"),
     ("SetPit", pb.SetPitRequest(vm="good", pit=pb.PitState()), "INVALID_ARGUMENT", "EINVAL", "3"),
-    ("SetPit", pit(mode=256), "INVALID_ARGUMENT", "EINVAL", "mode is 0x100; it is 8 bits wide"),
-    ("SetPit", pit(latched_count=1 << 16), "INVALID_ARGUMENT", "EINVAL", "latched_count is 0x10000; it is 16 bits"),
+    ("SetPit", pit(mode=256), "INVALID_ARGUMENT", "EINVAL", "mode is 0x100; it has only 8 bits"),
+    ("SetPit", pit(latched_count=1 << 16), "INVALID_ARGUMENT", "EINVAL", "it has only 16 bits"),
     ("SetPitReinject", pb.SetPitReinjectRequest(vm="empty"), "FAILED_PRECONDITION", "ENXIO", "create it first"),
     # vCPUs' registers and run states.
     ("MsrRead", pb.MsrReadRequest(vm="good", vcpu=7, msr=0x1B), "NOT_FOUND", "ENOENT", "vCPU 7"),

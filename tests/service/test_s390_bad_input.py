@@ -74,7 +74,7 @@ CASES: list[tuple[str, Message, str, str, str]] = [
     ("GetIrqState", pb.GetIrqStateRequest(vm="s390", length=71), NOT_READY, "ENOBUFS", "larger"),
     ("ResetVcpu", pb.ResetVcpuRequest(vm="s390"), BAD, "EINVAL", "1 is normal"),
     ("SetMpState", pb.SetMpStateRequest(vm="s390", state=pb.MP_STATE_RUNNABLE), NOT_READY, "ENXIO", "5, stopped"),
-    ("SetGsiRouting", adapter(0x1000, 0), BAD, "EFAULT", "in no memory"),
+    ("SetGsiRouting", adapter(0x1000, 0), BAD, "EFAULT", "outside memory"),
     ("SetGsiRouting", adapter(0x1000, 4096 * 8), BAD, "EINVAL", "outside of its page"),
     ("SetDeviceAttr", attribute(12, 0, b""), BAD, "EINVAL", "ENQUEUE"),
     ("SetDeviceAttr", attribute(2, 71, bytes(71)), BAD, "EINVAL", "multiple of 72"),

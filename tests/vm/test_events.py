@@ -42,6 +42,17 @@ def test_a_listener_is_notified_once_until_the_interrupt_is_taken() -> None:
     assert ear.heard() == PENDING
 
 
+def test_a_listener_is_notified_of_what_is_left_behind_an_interrupt() -> None:
+    pc = Pc()
+    pc.initialise_pics()
+    ear = Ear(pc.vm, 0)
+    pc.line(4, 1)
+    pc.vm.signal_msi(MSI, 0x31)
+    assert ear.heard() == PENDING
+    assert (pc.take(), ear.heard()) == (PRIMARY + 4, PENDING)
+    assert (pc.take(), ear.heard()) == (0x31, [])
+
+
 def test_a_new_listener_is_notified_of_a_pending_interrupt() -> None:
     pc = Pc(2)
     pc.vm.signal_msi(MSI, 0x31)

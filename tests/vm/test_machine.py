@@ -61,7 +61,7 @@ def test_an_error_does_not_suggest_a_creation_that_is_no_longer_possible() -> No
     split, late = X86Vm("split"), X86Vm("late")
     split.enable_cap(121, args=[24])
     late.create_vcpu(0)
-    for vm, reason in ((split, "its PICs, IOAPIC and PIT are the VMM's"), (late, "it is too late: make a new VM")):
+    for vm, reason in ((split, "its PICs, IOAPIC and PIT are the VMM's"), (late, "before the vCPUs: make a new VM")):
         for operation in (vm.create_pit, vm.get_pit, lambda vm=vm: vm.get_irqchip(ChipId.IOAPIC)):
             with pytest.raises(VmError) as caught:
                 operation()
@@ -265,8 +265,8 @@ def test_sizes_and_values_that_cannot_be_change_nothing(operation: Callable[[X86
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
-        (lambda vm: vm.pio_read(0, 0x10020, 3), "an access's size is 1, 2, 4 bytes, and not 3"),
-        (lambda vm: vm.mmio_write(0, 1 << 64, 5, 1 << 64), "an access's size is 1, 2, 4, 8 bytes, and not 5"),
+        (lambda vm: vm.pio_read(0, 0x10020, 3), "an access of 3 bytes is invalid: use 1, 2, 4 bytes"),
+        (lambda vm: vm.mmio_write(0, 1 << 64, 5, 1 << 64), "an access of 5 bytes is invalid: use 1, 2, 4, 8 bytes"),
         (lambda vm: vm.pio_write(0, 0x10020, 1, 0x111), "port 0x10020 is out of range: use 0 to 0xffff"),
         (
             lambda vm: vm.pio_write(0, 0xFFFF, 1, 0x111),

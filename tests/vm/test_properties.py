@@ -183,7 +183,9 @@ def test_a_listener_is_notified_whenever_an_interrupt_becomes_pending(history: l
     for operation in history:
         before = {cpu.id for cpu in cpus if cpu.has_interrupt()}
         told.clear()
-        machine.apply(operation)
+        result = machine.apply(operation)
+        if operation[0] == "ack_interrupt" and isinstance(result, tuple):
+            before -= {*operation[1]}  # what is left has an event of its own
         after = {cpu.id for cpu in cpus if cpu.has_interrupt()}
         pending = [event.vcpu for event in told if isinstance(event, InterruptPending)]
         if operation[0] in ("write_entry", "close_source"):  # these are several operations in one

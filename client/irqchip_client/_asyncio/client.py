@@ -26,7 +26,7 @@ from irqchip_client._target import Target, embedded_target, resolve_target
 from .connection import make_connection
 from .machine import Attributes, Machine
 
-if TYPE_CHECKING:  # Imported when a stream is opened: unary calls need none of them.
+if TYPE_CHECKING:  # Imported when a stream is opened: unary calls do not need these.
     from .session import Session
     from .streams import Watch
 
@@ -112,7 +112,7 @@ class Client:
         """A handle on a VM. No I/O: if there is no such VM, the handle's first call raises NotFound."""
         check_name("VM", name)
         if not name:
-            raise InvalidArgument(errno.EINVAL, "name is empty; vms() lists the VMs that there are")
+            raise InvalidArgument(errno.EINVAL, "name is empty; vms() lists the VMs")
         return Vm(self, name)
 
     async def vms(self) -> list[VmInfo]:
@@ -145,7 +145,7 @@ class Client:
         return f"<Client of {self.target}{', closed' if self._connection.peer.closed else ''}>"
 
     async def _follow(self, steps: Steps[T]) -> T:
-        """Makes the calls that `steps` asks for, and returns what it makes of them."""
+        """Makes the calls of `steps`, and returns their result."""
         try:
             call, vm = next(steps)
             while True:
@@ -184,7 +184,7 @@ class Vm(Machine):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with suppress(NotFound, Unavailable):  # As somebody else deleted it, or the daemon has gone.
+        with suppress(NotFound, Unavailable):  # Another client deleted it, or the daemon has ended.
             await self.delete()
 
     async def info(self) -> VmInfo:
@@ -192,9 +192,9 @@ class Vm(Machine):
         return await self._client._follow(whole_vm(self.name))
 
     async def interrupts(self) -> InterruptCounts:
-        """Returns how often each vCPU took each interrupt, and how long that took.
+        """Returns how often each vCPU took each interrupt, and each interrupt's times.
 
-        The daemon counts from the first call on, until there was no call for 60 s.
+        The daemon begins to count at the first call, and stops 60 s after the last one.
         """
         return await self._connection.unary(_calls.get_interrupts(), self.name)
 
@@ -215,9 +215,9 @@ class Vm(Machine):
         return self.device(await self._connection.unary(_calls.create_device(type, flags), self.name))
 
     async def create_gic(self, version: int = 3, interrupts: int = 256) -> Attributes:
-        """Creates a GICv2 or a GICv3 and initialises it: create_device() and what follows, after the vCPUs.
+        """Creates a GICv2 or a GICv3 and initialises it: create_device() and its further steps, after the vCPUs.
 
-        Its frames are where QEMU's virt board has them: arm64.DISTRIBUTOR, and arm64.CPU_INTERFACE or
+        Its frames are at the addresses of QEMU's virt board: arm64.DISTRIBUTOR, and arm64.CPU_INTERFACE or
         arm64.REDISTRIBUTORS. `interrupts` is 64 to 992, a multiple of 32, with the 32 private ones of each vCPU.
         """
         steps = arm64.gic_attributes(version, interrupts)
@@ -288,7 +288,7 @@ class Vm(Machine):
     ) -> Session:
         """Opens a Session, with `async with` or `await`: a line source of its own, batches of operations, and events.
 
-        client          a name for people to read; at most 64 characters
+        client          a name for logs and lists; at most 64 characters
         vcpus           the vCPUs whose InterruptPending, VcpuSignal and IoapicEoi events the Session gets; they need
                         not exist yet
         gsis            the GSIs whose GsiAcknowledged and GsiMasked events the Session gets
@@ -328,11 +328,11 @@ class Vm(Machine):
         """Returns the events of these tracepoints, which have the kernel's names. Without names: all events.
 
         With GSIs or vCPUs, returns only the events about one of them: of a GSI also those at the chips' pins and the
-        MSIs to which it leads, of a vCPU what it does and what it is sent. gsis may have an arm64 VM's lines, too, as
-        arm64.spi(4). With probes, a ProbesChanged with all
-        registers and lines comes first, and then one after each operation that changed some.
+        MSIs to which it leads, of a vCPU its actions and the messages to it. gsis may have an arm64 VM's lines, too, as
+        arm64.spi(4). With probes, a ProbesChanged with all registers and lines comes first, and then one after each
+        operation that changed some.
 
-        What happens within its `async with`, or after `await`, is traced. An unknown name raises InvalidArgument, when
+        Everything within its `async with`, or after `await`, is traced. An unknown name raises InvalidArgument, when
         the first event is read or earlier.
         """
         return self._connection.watch(_calls.watch_request(self.name, tracepoints, gsis, vcpus, probes))

@@ -20,7 +20,7 @@ from irqchip_client._target import Target
 from .streams import GrpcTransport, Watch, task_is_cancelled
 
 if TYPE_CHECKING:
-    from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceAsyncStub  # Only its type: it is the same class.
+    from irqchip.v1.irqchip_pb2_grpc import IrqchipServiceAsyncStub  # Only its type: the class is the same.
 
 T = TypeVar("T")
 LastingCall = TypeVar("LastingCall", bound=grpc.aio.Call)
@@ -46,10 +46,10 @@ class Connection:
     def __init__(self, target: Target, timeout: float) -> None:
         self.peer = Peer(target.uri, timeout)
         self._target = target
-        self._first = self._connect()  # For the calls that are soon over.
+        self._first = self._connect()  # For calls that are soon over.
         self.rpcs = self._first.rpcs
         self.lasting = Lasting(self._connect)
-        self._closing: set[asyncio.Task[None]] = set()  # The event loop keeps no task alive.
+        self._closing: set[asyncio.Task[None]] = set()  # The event loop itself keeps no task alive.
 
     async def unary(self, call: Call[T], vm: str = "") -> T:
         """Makes a call by an RPC of its own."""
@@ -101,7 +101,7 @@ class Connection:
         if self.lasting.give_back(channel):
             try:
                 loop = asyncio.get_running_loop()
-            except RuntimeError:  # The loop has ended, and a call that was left is collected.
+            except RuntimeError:  # The loop has ended, and an unfinished call is collected.
                 return
             closing = loop.create_task(channel.channel.close())
             self._closing.add(closing)

@@ -1,4 +1,4 @@
-"""The gRPC streams: what carries a Session, and a Watch. A task reads each Session's."""
+"""The gRPC streams of Sessions and of Watches. A task reads each Session's."""
 
 import asyncio
 from collections import deque
@@ -107,7 +107,7 @@ class GrpcTransport:
             raise timed_out(what, timeout) from None
 
     def poll(self) -> None:
-        """Nothing: a task receives what comes."""
+        """Does nothing: a task receives all messages."""
 
     async def close(self) -> None:
         """Ends the Session. Batches in flight are still answered, if that takes no more than a second."""
@@ -158,7 +158,7 @@ class Watch:
         self._peer = peer
         self._stream: WatchStream | None = None
         self._reading: asyncio.Future[Any] | None = None
-        self._more: deque[pb.WatchResponse] = deque()  # What came with the last response.
+        self._more: deque[pb.WatchResponse] = deque()  # The further events of the last response.
         self._closed = False
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -173,7 +173,7 @@ class Watch:
             raise StopAsyncIteration
         if self._more:
             return trace_from_proto(self._more.popleft())
-        # Shielded: gRPC would take the cancellation of a reader, by a timeout say, for that of the stream.
+        # Shielded: gRPC would take a reader's cancellation, by a timeout for example, for the stream's.
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._stream.read())
         try:
@@ -207,7 +207,7 @@ class Watch:
     async def _open(self) -> Self:
         if self._stream is None and not self._closed:
             self._stream = self._start()
-            # The daemon answers with its initial metadata when it is watching: what is done from now on is traced.
+            # The daemon answers with its initial metadata when it is watching: later events are traced.
             try:
                 async with asyncio.timeout(self._peer.timeout):
                     await self._stream.wait_for_connection()
@@ -221,6 +221,6 @@ class Watch:
 
 
 def task_is_cancelled() -> bool:
-    """Whether a CancelledError is the caller's: gRPC also raises it where the channel was closed."""
+    """Whether a CancelledError is the caller's: gRPC also raises it if the channel was closed."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""asyncio's Client of a daemon in this process: what needs not be waited for is done in the event loop's thread."""
+"""asyncio's Client of a daemon in this process. Work that needs no waiting is done in the event loop's thread."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class EmbeddedConnection:
         return wake_of(call, outcome)
 
     def transport(self, core: SessionCore) -> EmbeddedTransport:
-        """What carries a new Session, which is not open yet."""
+        """The transport for a new Session, which is not open yet."""
         self._lifetime.check()
         return EmbeddedTransport(self._lifetime, core, self._streams.add)
 
@@ -128,7 +128,7 @@ async def _execute(on: Caller, call: Call[T]) -> T:
 
 
 async def _finish(work: Slices[T]) -> T:
-    """Does some work of the daemon's; between two slices others have their turn."""
+    """Does some work of the daemon's; between two slices other tasks have their turn."""
     try:
         while True:
             pending = next(work)
@@ -163,7 +163,7 @@ class EmbeddedTransport(GrpcTransport):
 
     async def call(self, call: Call[T]) -> T:
         on = self._local.direct if self._local is not None else None
-        # A region that is registered by a record is sent records, which a stream has not.
+        # The accesses of a region that is registered by a record come as records, which a stream lacks.
         direct = call.fields is not None and call.operation in FUNCTIONS and call.operation != "register_region"
         if on is None or not direct or on.vm.agenda.backlog is not None:
             return await super().call(call)
@@ -223,7 +223,7 @@ async def _send(local: LocalSession, requests: AsyncIterator[pb.SessionRequest],
 
 
 class _WatchStream:
-    """What a Watch reads, in the place of gRPC's stream."""
+    """A Watch's messages, in the place of gRPC's stream."""
 
     def __init__(self, lifetime: Lifetime, request: pb.WatchRequest) -> None:
         self._lifetime = lifetime
@@ -238,7 +238,7 @@ class _WatchStream:
         collect_later(self, self._watch.close)
 
     async def wait_for_connection(self) -> None:
-        """It watches already."""
+        """Does nothing: it watches already."""
 
     async def read(self) -> object:
         """The next message, or gRPC's EOF."""

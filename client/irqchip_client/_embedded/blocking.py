@@ -56,12 +56,12 @@ class EmbeddedConnection:
         return call.parse_record(*execute(on, FUNCTIONS[call.operation], fields, timeout))
 
     def transport(self, core: SessionCore) -> EmbeddedTransport:
-        """What carries a new Session, which is then open."""
+        """The transport for a new Session, which is then open."""
         self._lifetime.check()
         transport = EmbeddedTransport(self._lifetime, core)
         transport.open(time.monotonic() + self.peer.timeout)
         self._transports.add(transport)
-        if self.peer.closed:  # Just now, and close() did not see it.
+        if self.peer.closed:  # The Client was closed just now, and close() did not see this.
             transport.close()
             raise client_closed()
         return transport
@@ -85,7 +85,7 @@ class EmbeddedConnection:
 
 
 class EmbeddedTransport(DirectTransport):
-    """A DirectTransport with weak references to it. An object of a compiled class has none; this is not compiled."""
+    """A DirectTransport that can have weak references. A compiled class can't; this class is not compiled."""
 
     def __init__(self, lifetime: Lifetime, core: SessionCore) -> None:
         channel = _Channel(lifetime)
@@ -147,7 +147,7 @@ def _wake(woken: Any) -> None:
 
 
 class _WatchStream:
-    """What a Watch reads, in the place of gRPC's stream."""
+    """A Watch's messages, in the place of gRPC's stream."""
 
     def __init__(self, lifetime: Lifetime, request: pb.WatchRequest) -> None:
         self._lifetime = lifetime
@@ -161,7 +161,7 @@ class _WatchStream:
         collect_later(self, self._watch.close)
 
     def initial_metadata(self) -> None:
-        """It watches already."""
+        """Does nothing: it watches already."""
 
     def is_active(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""What the blocking Client of a daemon in this process shares with asyncio's: how the daemon begins and ends."""
+"""The common part of both Clients of a daemon in this process: the daemon's beginning and end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FUNCTIONS: Final[dict[str, Callable[..., Result | Access]]] = {
 
 
 def error_of(error: Exception) -> IrqchipError:
-    """The SDK's error for what the daemon has raised."""
+    """The SDK's error for an exception of the daemon."""
     refusal = errors.refusal(error)
     return make_error(refusal.number, refusal.message)
 
@@ -47,19 +47,19 @@ def wake_of(call: Call[T], outcome: Outcome) -> T:
 
 def forked() -> Unavailable:
     return Unavailable(
-        errno.ESHUTDOWN, "this Client is another process's, which has forked this one: connect() in this process"
+        errno.ESHUTDOWN, "this Client belongs to the process that forked this one: connect() in this process"
     )
 
 
 class Part(Protocol):
-    """What a forked process has to know of: a connection, or a Session's transport."""
+    """A connection, or a Session's transport: a part that a forked process must disable."""
 
     def forked(self) -> None:
-        """This process is a copy without the other's threads, and locks may be held for ever."""
+        """Disables the part: this process lacks the other threads of its parent, and locks may be held for ever."""
 
 
 class Lifetime:
-    """Of an embedded daemon and its Client. The daemon ends with close(), or when nobody refers to its connection."""
+    """The life of an embedded daemon and its Client. The daemon ends at close(), or with its connection."""
 
     def __init__(self, target: Target, timeout: float) -> None:
         assert target.listen is not None
@@ -94,7 +94,7 @@ class Lifetime:
 
 
 class _Janitor:
-    """Ends what is collected as garbage, in a thread: the thread that collects may hold any lock."""
+    """Ends objects that were collected as garbage, in a thread: the thread that collects may hold any lock."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()  # whose put() is reentrant
@@ -102,7 +102,7 @@ class _Janitor:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; what is collected can't begin a thread."""
+        """Begin; a garbage collection can't begin a thread."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="irqchip embedded", daemon=True)
@@ -123,17 +123,17 @@ _PARTS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def collect_later(owner: object, end: Callable[[], object]) -> None:
-    """Have something ended soon after its owner is collected. The process's own end needs none of it."""
+    """Have something ended soon after its owner is collected. At the process's own end, this is not needed."""
     weakref.finalize(owner, _JANITOR.later, end).atexit = False
 
 
 def notice_fork(part: Part) -> None:
-    """Have forked() called in a process that is forked off."""
+    """Have forked() called in forked processes."""
     _PARTS.add(part)
 
 
 def _after_fork() -> None:
-    global _JANITOR  # The thread has not come along.
+    global _JANITOR  # The child lacks the thread.
     _JANITOR = _Janitor()
     for part in list(_PARTS):
         part.forked()

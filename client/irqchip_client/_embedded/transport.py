@@ -1,4 +1,4 @@
-"""A Session of the daemon in this process: single operations are calls of the daemon's functions."""
+"""A Session of the daemon in this process. Single operations are calls of the daemon's functions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def execute(on: Caller, function: Callable[..., Result | Access], fields: Fields
 
 
 def completed(on: Caller, result: Result | Access, timeout: float | None) -> Result:
-    """The result of an operation that has been executed, after what it waits for, and after what it leaves to do."""
+    """The result of an executed operation, after the work that it waits for, and the work that it leaves behind."""
     if isinstance(result, Access):
         wait_for(result, timeout)
         try:
@@ -76,7 +76,7 @@ def _translated(error: Exception) -> IrqchipError:
 
 
 class Halts:
-    """Halts that threads wait for, outside of batches."""
+    """Halts outside of batches, with threads that wait for them."""
 
     def __init__(self) -> None:
         self._waiting: set[_Waiting] = set()
@@ -113,7 +113,7 @@ class Halts:
 
 
 class _Waiting:
-    """A thread that waits for what ends a halt: without polling, and without any lock of others."""
+    """A thread that waits for a halt's end: without polling, and without any lock of others."""
 
     def __init__(self) -> None:
         self._first = allocate_lock()
@@ -160,7 +160,7 @@ class DirectTransport(PacketTransport):
         try:
             result = function(on, size, index, address, value)
         except Exception as error:
-            if self._local.direct is None:  # The Session has ended meanwhile, and why is the better answer.
+            if self._local.direct is None:  # The Session has ended meanwhile: raises the reason.
                 return super().call(call)
             raise error_of(error) from None
         if isinstance(result, Access) or on.vm.agenda.backlog is not None:
@@ -171,7 +171,7 @@ class DirectTransport(PacketTransport):
     def submit(self, calls: Sequence[Call[Any]], promise: Promise, return_errors: object) -> int:
         serial = super().submit(calls, promise, return_errors)
         if isinstance(promise, Posted) and self._local.direct is None:
-            self.expect_answers()  # Nobody waits, and the batch waits for something: a thread has to go on with it.
+            self.expect_answers()  # No thread waits, and the batch waits for something: a thread has to go on with it.
         return serial
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from irqchip_client._channels import Lasting, Peer
 from irqchip_client._errors import client_closed, error_from_rpc
 from irqchip_client._target import Target, port_poll_ns, rings_are_wanted
 
-if TYPE_CHECKING:  # Imported when a stream is opened: unary calls need none of them.
+if TYPE_CHECKING:  # Imported when a stream is opened: unary calls do not need these.
     from irqchip_client._session import SessionCore
 
     from .port_transport import PortTransport
@@ -50,7 +50,7 @@ class Connection:
     def __init__(self, target: Target, timeout: float) -> None:
         self.peer = Peer(target.uri, timeout)
         self._target = target
-        self._first = self._connect()  # For the calls that are soon over.
+        self._first = self._connect()  # For calls that are soon over.
         self.rpcs = self._first.rpcs
         self.lasting = Lasting(self._connect)
         self._port_sessions: weakref.WeakSet[PortTransport] = weakref.WeakSet()
@@ -73,7 +73,7 @@ class Connection:
             raise
 
     def transport(self, core: SessionCore) -> Transport:
-        """Opens a Session, over the port where there is one, else over gRPC."""
+        """Opens a Session, over the port if there is a port, else over gRPC."""
         from .port import PortChannel, connect_port
         from .port_transport import PortTransport
         from .ring import RingChannel
@@ -94,7 +94,7 @@ class Connection:
         transport = PortTransport("port", channel, core, self.peer)
         transport.open(deadline)
         self._port_sessions.add(transport)
-        if self.peer.closed:  # Just now, and close() did not see it.
+        if self.peer.closed:  # The Client was closed just now, and close() did not see this.
             transport.close()
             raise client_closed()
         return transport
@@ -131,8 +131,8 @@ class Connection:
 
     def _give_back(self, channel: _Channel) -> None:
         if self.lasting.give_back(channel):
-            # On another thread, as this one may be gRPC's, for which close() waits. Where no thread can be started, the
-            # channel closes when it is collected.
+            # On another thread, because this one may be gRPC's, for which close() waits. If no thread can be started,
+            # the channel closes when it is collected.
             with suppress(RuntimeError):
                 threading.Thread(target=channel.channel.close, daemon=True).start()
 
@@ -147,7 +147,7 @@ class Connection:
 
 
 def _wait(answer: grpc.Future[Any]) -> Any:
-    """The response. A caller who stops waiting, by Ctrl-C say, cancels the call, so that the vCPU halts no more."""
+    """The response. If its caller stops waiting, by Ctrl-C for example, the call is cancelled, and the halt ends."""
     try:
         return answer.result()
     except BaseException:

@@ -23,10 +23,10 @@ KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE = 1, 2  # <linux/kvm.h>
 class MemoryPart:
     """A part of a guest's memory. Made by Session.guest_memory().
 
-    memfd    a descriptor of the memory, which is the caller's
+    memfd    a descriptor of the memory, for the caller to close
     address  the guest physical address of the part's first byte
     length   its bytes
-    offset   where it begins in the memfd
+    offset   the offset of its beginning in the memfd
     """
 
     memfd: int
@@ -152,14 +152,14 @@ class EventfdCalls:
         In an s390 guest's memory the daemon sets adapters' indicators. Others' memfds must be sealed with
         F_SEAL_SHRINK. unregister_region(Space.MEMORY, address) ends the sharing, but not what other processes mapped.
         Over gRPC: IrqchipError(EOPNOTSUPP). AlreadyExists if a part of the range is registered; InvalidArgument if the
-        descriptor is no such memfd, or not so long.
+        descriptor is no such memfd, or the memfd is too short.
         """
         self._transport.run_with_descriptors(_calls.register_memory(address, length, offset), [memfd])
 
     def guest_memory(self, address: int = 0) -> MemoryPart:
         """The first part of the guest's memory that a Session shares, and that ends behind an address.
 
-        Close its descriptor, a memfd that keeps its size. Over gRPC: IrqchipError(EOPNOTSUPP). NotFound if nothing is
+        Close its descriptor, a memfd that keeps its size. Over gRPC: IrqchipError(EOPNOTSUPP). NotFound if no memory is
         shared there; InvalidArgument if the memfd could shrink, as an s390 guest's could.
         """
         ours, daemons = socket.socketpair()

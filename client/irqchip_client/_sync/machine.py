@@ -134,7 +134,7 @@ class Machine:
 
 
 class Vcpu:
-    """A vCPU: the accesses that it makes, and the interrupts that it takes. Calls raise NotFound if there is none."""
+    """A vCPU: its accesses, and the interrupts that it takes. Calls raise NotFound if there is no such vCPU."""
 
     def __init__(self, machine: Machine, vcpu: int) -> None:
         self.id = vcpu
@@ -239,7 +239,7 @@ class Vcpu:
         self._machine._call(ops.cr8_write(self.id, value))
 
     def events(self) -> VcpuEvents:
-        """KVM_GET_VCPU_EVENTS: what waits for the vCPU and is in no chip. NotReady without a local APIC."""
+        """KVM_GET_VCPU_EVENTS: the events that wait for the vCPU outside of any chip. NotReady without a local APIC."""
         return self._machine._call(ops.get_vcpu_events(self.id))
 
     def set_events(self, events: VcpuEvents) -> None:
@@ -270,7 +270,7 @@ class Vcpu:
         self._machine._call(ops.set_mp_state(self.id, state))
 
     def s390_irq(self, irq: S390Irq | bytes) -> None:
-        """KVM_S390_IRQ: an interrupt of an s390 vCPU alone. Busy if what it has one of is pending already."""
+        """KVM_S390_IRQ: an interrupt of an s390 vCPU alone. Busy if it can be pending once, and is pending already."""
         self._machine._call(ops.s390_irq(self.id, irq))
 
     def irq_state(self) -> list[S390Irq]:
@@ -290,7 +290,7 @@ class Vcpu:
         self._machine._call(ops.set_interrupt_masks(self.id, masks))
 
     def take_irq(self) -> S390Irq | None:
-        """Takes the interrupt that the s390 vCPU's masks allow and that comes first, or returns None.
+        """Takes the interrupt that the s390 vCPU's masks allow and that has the highest priority, or returns None.
 
         The vCPU's process then exchanges the PSW, and reports the new masks.
         """
@@ -312,7 +312,7 @@ class Vcpu:
         """HLT: waits until the vCPU has an interrupt or a signal to take, and takes it.
 
         WFI on arm64: waits until an interrupt would wake the vCPU, whatever PSTATE masks. Nothing is taken, and the
-        Interrupt says whether IRQ or FIQ is asserted.
+        Interrupt reports whether IRQ or FIQ is asserted.
 
         A vCPU that has not started also waits for INIT or SIPI with halt().
 
@@ -344,11 +344,11 @@ class Attributes:
         self._machine._call(ops.set_device_attr(group, attr, value, device=self.device, vcpu=self.vcpu))
 
     def get(self, group: int, attr: int, before: int = 0) -> int:
-        """KVM_GET_DEVICE_ATTR of a number of up to 8 bytes; `before` is what the buffer holds before the call."""
+        """KVM_GET_DEVICE_ATTR of a number of up to 8 bytes; `before` is the buffer's value before the call."""
         return int.from_bytes(self.get_bytes(group, attr, before), "little")
 
     def get_bytes(self, group: int, attr: int, before: int | bytes) -> bytes:
-        """KVM_GET_DEVICE_ATTR with a buffer of any length. Returns what the buffer holds after the call."""
+        """KVM_GET_DEVICE_ATTR with a buffer of any length. Returns the buffer's value after the call."""
         return self._machine._call(ops.get_device_attr(group, attr, before, device=self.device, vcpu=self.vcpu))
 
     def has(self, group: int, attr: int) -> bool:
@@ -400,6 +400,6 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Not needed: with the Session the level dropped, and a resampled line goes low by itself.
+        # Not needed: the Session's end dropped the level, and a resampled line goes low by itself.
         with suppress(SessionClosed, InvalidArgument):
             self.lower()

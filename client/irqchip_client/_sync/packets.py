@@ -36,7 +36,7 @@ from .transport import Answer, Transport
 
 T = TypeVar("T")
 
-MOST_AT_ONCE: Final = 1024  # Packets that poll() receives: a daemon that goes on sending does not keep it for ever.
+MOST_AT_ONCE: Final = 1024  # Packets that poll() receives: a daemon that keeps sending can't hold it for ever.
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -44,19 +44,19 @@ class Channel:
     """Carries packets, in order, to the daemon and back. One thread at a time receives."""
 
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Sends without waiting. BlockingIOError where there is no room; OSError where the daemon has gone."""
+        """Sends without waiting. BlockingIOError if there is no room; OSError if the daemon has ended."""
         raise NotImplementedError
 
     def receive(self, timeout: float | None = None) -> bytes:
-        """Waits for the next packet, empty at the end. TimeoutError; OSError where the daemon was killed."""
+        """Waits for the next packet, empty at the end. TimeoutError; OSError if the daemon was killed."""
         raise NotImplementedError
 
     def receive_soon(self) -> bytes | None:
-        """The next packet, if there is a cheap way to look for it, and it comes within microseconds. Else None."""
+        """The next packet, if a cheap look finds it within microseconds. Otherwise None."""
         raise NotImplementedError
 
     def receive_now(self) -> bytes:
-        """The next packet, empty at the end. BlockingIOError where none has come."""
+        """The next packet, empty at the end. BlockingIOError if no packet has come."""
         raise NotImplementedError
 
     def wait_for_room(self, timeout: float | None) -> bool:
@@ -64,7 +64,7 @@ class Channel:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Says that no more is sent: the daemon then ends the Session."""
+        """Reports that no more is sent: the daemon then ends the Session."""
         raise NotImplementedError
 
     def disconnect(self) -> None:
@@ -72,7 +72,7 @@ class Channel:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Gives back what the channel holds. No thread uses it any more."""
+        """Releases the channel's resources. No thread uses it any more."""
         raise NotImplementedError
 
 
@@ -98,8 +98,8 @@ class PacketTransport(Transport):
     def send(self, request: pb.SessionRequest | bytes, *, waits: bool = True) -> None:
         """Sends a request behind those before it.
 
-        TimedOut where the daemon takes nothing for the Client's timeout. What is then unsent, and also without
-        `waits`, goes out before the next request.
+        TimedOut if the daemon takes nothing for the Client's timeout. Packets that are then unsent go out before the
+        next request. So do those of a call without `waits`.
         """
         packet = request if isinstance(request, bytes) else request.SerializeToString()
         sent = False
@@ -109,7 +109,7 @@ class PacketTransport(Transport):
                 sent = True
         except BlockingIOError:
             pass
-        except OSError:  # The daemon has gone, as the next thread that receives finds out.
+        except OSError:  # The daemon has ended: the next thread that receives finds out.
             sent = True
         finally:
             if not sent:
@@ -118,7 +118,7 @@ class PacketTransport(Transport):
             self._flush(waits)
 
     def _flush(self, waits: bool) -> None:
-        if self._flushing:  # Another thread is at it, and will send this too.
+        if self._flushing:  # Another thread is flushing, and will send this, too.
             return
         self._flushing = True
         deadline: float | None = None
@@ -133,13 +133,13 @@ class PacketTransport(Transport):
                     now = time.monotonic()
                     deadline = now + self.peer.timeout if deadline is None else deadline
                     if now >= deadline:
-                        raise timed_out("room for what is sent", self.peer.timeout) from None
+                        raise timed_out("room for a request", self.peer.timeout) from None
                     self._make_room(deadline - now)
                 else:
                     self._unsent.popleft()
                     _close(descriptors)
                     deadline = None
-        except OSError:  # The daemon has gone, as the next thread that receives finds out.
+        except OSError:  # The daemon has ended: the next thread that receives finds out.
             self._forget_unsent()
         finally:
             self._flushing = False
@@ -149,7 +149,7 @@ class PacketTransport(Transport):
             _close(self._unsent.popleft()[1])
 
     def _make_room(self, timeout: float) -> None:
-        """The daemon takes no more: it may be waiting for its answers to be received."""
+        """Waits until the daemon takes packets again. It may be waiting for its answers to be received."""
         if self._receiving:
             self._wait_for_change(0.01)
             return
@@ -173,10 +173,10 @@ class PacketTransport(Transport):
         answered: T = self.result(answer, serial, self.peer.timeout)[0]
         return answered
 
-    # The short way of what is called most.
+    # The short way, for the most frequent calls.
 
     def call(self, call: Call[T]) -> T:
-        """Makes one call. Where it has a record, and nothing else is going on, this makes nothing but the record."""
+        """Makes one call. If it has a record, and nothing else is under way, this makes only the record."""
         record, lock, core = call.record, self.lock, self.core
         if record is None or call.waits != 0:
             return super().call(call)
@@ -190,7 +190,7 @@ class PacketTransport(Transport):
             request = core.begin_single(record)
             try:
                 self._channel.send(request)
-            except OSError:  # The daemon has gone, as receive() finds out; there is room, for nothing is unsent.
+            except OSError:  # The daemon has ended, as receive() finds out; there is room, for nothing is unsent.
                 pass
             except BaseException:  # Ctrl-C: the packet may or may not have been sent.
                 self._end(client_interrupted())
@@ -273,7 +273,7 @@ class PacketTransport(Transport):
             self._waiting -= 1
 
     def _receive_one(self, timeout: float | None, *, makes_room: bool = False) -> None:
-        """Receives a packet for all, and takes it in, if one comes. With `makes_room` also ends when there is room."""
+        """Receives and takes in a packet for all, if one comes. With `makes_room`, also ends when there is room."""
         packet: bytes | None = None
         self._receiving = True
         try:
@@ -291,7 +291,7 @@ class PacketTransport(Transport):
             self._take(packet)
 
     def _receive(self, timeout: float | None) -> bytes | None:
-        """A packet, empty at the end; None where none came in half of the time or more: the caller asks again."""
+        """A packet, empty at the end; None if no packet came in half of the time or more: the caller asks again."""
         if timeout is not None:  # A power of two: the time left differs each time, and setting it is a system call.
             timeout = math.ldexp(0.5, math.frexp(timeout)[1])
         try:
@@ -365,7 +365,7 @@ class PacketTransport(Transport):
 
 
 def _copies(descriptors: Sequence[int]) -> list[int]:
-    """Duplicates of descriptors. InvalidArgument where one is invalid."""
+    """Duplicates of descriptors. InvalidArgument if one is invalid."""
     copies: list[int] = []
     try:
         for descriptor in descriptors:

@@ -21,9 +21,9 @@ _TIMEVAL: Final = struct.Struct("@ll")
 
 
 def connect_port(path: str | None, timeout: float) -> socket.socket | None:
-    """A connection to the port at `path`; None where there is none, or this user may not connect.
+    """A connection to the port at `path`; None if there is no port, or this user may not connect.
 
-    Raises TimedOut where the port takes no more connections, as the port of a stopped daemon does not.
+    Raises TimedOut if the port takes no more connections, as the port of a stopped daemon does not.
     """
     if path is None:
         return None
@@ -31,7 +31,7 @@ def connect_port(path: str | None, timeout: float) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         while True:
-            # This bounds a connect() of this kind of socket, and is undone when connect() has returned.
+            # This limits a connect() of this kind of socket, and is undone when connect() has returned.
             _set_timeout(connection, socket.SO_SNDTIMEO, max(deadline - time.monotonic(), 0))
             connection.connect(os.fsencode(path))
             _set_timeout(connection, socket.SO_SNDTIMEO, None)

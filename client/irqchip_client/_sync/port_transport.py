@@ -6,4 +6,4 @@ from .packets import PacketTransport
 
 
 class PortTransport(PacketTransport):
-    """A PacketTransport with weak references to it. An object of a compiled class has none; this is not compiled."""
+    """A PacketTransport that can have weak references. A compiled class can't; this class is not compiled."""

@@ -1,4 +1,4 @@
-"""The port with rings in shared memory: packets of records go through these, the others over the socket."""
+"""The port with rings in shared memory: packets of records go through the rings, the others over the socket."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .port import PortChannel
 
 _LOOKS: Final = 4  # at the ring, between two system calls, in which other threads get the interpreter
 _LOOKS_AT_ONCE: Final = 100  # some microseconds, in which most answers come
-_DESCRIPTORS: Final = 3  # that come with rings: the memory, the bell of the daemon, and what wakes this side
+_DESCRIPTORS: Final = 3  # that come with rings: the memory, the daemon's bell, and the descriptor that wakes this side
 
 
 class RingChannel(PortChannel):
@@ -117,7 +117,7 @@ class RingChannel(PortChannel):
 
     def receive_soon(self) -> bytes | None:
         end = self._end
-        if end is None or not self._adaptive_poll.poll_ns:  # It has not paid to poll.
+        if end is None or not self._adaptive_poll.poll_ns:  # Polling has not paid.
             return None
         try:
             for _ in range(_LOOKS_AT_ONCE):
@@ -126,7 +126,7 @@ class RingChannel(PortChannel):
                     return packet
                 if packet is not None:
                     return self._from_socket()
-        except (BadSlotError, OSError):  # What is wrong, receive() finds out.
+        except (BadSlotError, OSError):  # receive() finds out what is wrong.
             pass
         return None
 
@@ -144,7 +144,7 @@ class RingChannel(PortChannel):
         raise BlockingIOError
 
     def _offer_room(self, end: End) -> None:
-        """Wakes the daemon, if it waits for room: all that came was taken."""
+        """Wakes the daemon, if it waits for room: all packets were taken."""
         if end.other_waits() == WAITS_FOR_ROOM:
             os.eventfd_write(self._bell, 1)
 
@@ -153,7 +153,7 @@ class RingChannel(PortChannel):
         return self._receive(MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
 
     def _hear(self, ready: Iterable[tuple[int, int]]) -> bool:
-        """Takes in what woke this side, and returns whether the daemon sends no more."""
+        """Takes in the events that woke this side, and returns whether the daemon sends no more."""
         is_over = False
         for descriptor, _ in ready:
             if descriptor == self._woken:
@@ -172,7 +172,7 @@ class RingChannel(PortChannel):
                 return True
             self._offer_room(end)
             poll = select.poll()
-            # Where the ring has room, the socket has none.
+            # If the ring has room, the socket has none: wait for the socket, too.
             poll.register(self._connection, select.POLLRDHUP | (select.POLLOUT if end.has_room() else 0))
             poll.register(self._woken, select.POLLIN)
             ready = poll.poll(None if timeout is None else math.ceil(timeout * 1000))

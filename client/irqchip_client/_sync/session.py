@@ -1,5 +1,5 @@
 # Made from _asyncio/session.py by tools/unasync.py. Edit the original, then run `make proto`.
-"""A Session: a core, which knows the protocol, and a transport, which carries it."""
+"""A Session: a core, which knows the protocol, and a transport, which carries messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Session(EventfdCalls, Machine):
 
     @property
     def transport(self) -> str:
-        """What carries the Session: "grpc", "port" (the AF_UNIX port) or "embedded" (a daemon in this process)."""
+        """The Session's transport: "grpc", "port" (the AF_UNIX port) or "embedded" (a daemon in this process)."""
         return self._transport.name
 
     @property
@@ -63,7 +63,7 @@ class Session(EventfdCalls, Machine):
 
     @property
     def dropped_events(self) -> int:
-        """The number of events that were dropped, by the daemon or here, because they were not read in time."""
+        """The number of events that the daemon or this client dropped, because they were not read in time."""
         return self._core.events.dropped
 
     @property
@@ -168,7 +168,7 @@ class Session(EventfdCalls, Machine):
         """Answers a RegionAccess with the data that the vCPU reads. Returns whether the access was still waiting.
 
         unanswered  the device has no answer, for example because it is broken: the vCPU reads all ones, and its result
-                    says `unanswered`
+                    has `unanswered`
 
         InvalidArgument if the data does not fit the access's size, or comes with `unanswered`. Then the vCPU still
         waits.

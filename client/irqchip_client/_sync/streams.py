@@ -1,4 +1,4 @@
-"""The gRPC streams: what carries a Session, and a Watch. A thread reads each Session's."""
+"""The gRPC streams of Sessions and of Watches. A thread reads each Session's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GrpcTransport(Transport):
         self.reader.start()
 
     def send(self, request: pb.SessionRequest | bytes, *, waits: bool = True) -> None:  # noqa: ARG002 - never waits
-        self._outbox.put(cast(pb.SessionRequest, request))  # The core makes bytes only where it may use records.
+        self._outbox.put(cast(pb.SessionRequest, request))  # The core makes bytes only if it may use records.
 
     def wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not self.changed.wait_for(ready, timeout):
@@ -64,7 +64,7 @@ class GrpcTransport(Transport):
         except Exception as error:  # Of any kind: the threads that wait must learn of it.
             failure = error
         self._stream.cancel()
-        self._outbox.put(None)  # gRPC's thread waits for a request, and would for ever.
+        self._outbox.put(None)  # Otherwise gRPC's thread would wait for a request for ever.
         with self.changed:
             for batch in self.core.end(failure, self.peer):
                 batch.settle()
@@ -81,7 +81,7 @@ class Watch:
         self._stream = stream
         self._responses = iter(stream)
         self._peer = peer
-        self._more: deque[pb.WatchResponse] = deque()  # what came with the last response
+        self._more: deque[pb.WatchResponse] = deque()  # the further events of the last response
         self._closed = False
         self._late = False
         # The daemon answers with its initial metadata when it is watching: later events are traced.

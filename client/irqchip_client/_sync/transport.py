@@ -53,7 +53,7 @@ class Transport:
     reader   the thread that does nothing but read, if there is one: it must not wait for an answer
     """
 
-    name: str  # as Session.transport says it
+    name: str  # the value of Session.transport
     reader: threading.Thread | None = None
 
     def __init__(self, core: SessionCore, peer: Peer) -> None:
@@ -73,13 +73,13 @@ class Transport:
         raise NotImplementedError
 
     def poll(self) -> None:
-        """Receives what has come, without waiting."""
+        """Receives the messages that have come, without waiting."""
 
     def expect_answers(self) -> None:
-        """Answers are to be received from now on even while no thread waits for one."""
+        """Makes a thread receive answers from now on, even while no caller waits."""
 
     def run_with_descriptors(self, call: Call[T], descriptors: Sequence[int]) -> T:  # noqa: ARG002 - the port's
-        """Makes a call that file descriptors go with."""
+        """Makes a call that carries file descriptors."""
         raise IrqchipError(
             errno.EOPNOTSUPP,
             "gRPC carries no descriptors: irqfds and shared memory need the port, on the daemon's host",
@@ -124,7 +124,7 @@ class Transport:
         return serial
 
     def wait_for_room(self) -> None:
-        """Waits, within `changed`, while too many batches are in flight; the reader, who makes room, does not."""
+        """Waits, within `changed`, while too many batches are in flight. The reader makes room, and does not wait."""
         if not self.core.has_room and threading.current_thread() is not self.reader:
             self.wait(lambda: self.core.has_room, self.peer.timeout, "an answer to any of the batches in flight")
 

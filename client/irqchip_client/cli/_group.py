@@ -24,7 +24,7 @@ from ._advice import advice, refuse_extra
 
 _NEGATIVE = re.compile(r"-\d.*")
 VM = "vm_name"  # The parameter that is a command's VM.
-# Where a shell keeps its Client, for the commands in it.
+# The key of a shell's Client, for the commands in the shell.
 SHARED_CLIENT = "irqchip_client.cli.client"
 
 

@@ -251,7 +251,7 @@ def _list(cls: type[Device], allowed: dict[str, inspect.Parameter], ours: Iterab
         for name, parameter in allowed.items()
         if name not in ours
     ]
-    return f"Its arguments: {' '.join(shown)}" if shown else f"{cls.__name__} takes nothing"
+    return f"Arguments of {cls.__name__}: {' '.join(shown)}" if shown else f"{cls.__name__} takes nothing"
 
 
 def _show(default: Any) -> str:

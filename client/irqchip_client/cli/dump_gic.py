@@ -73,7 +73,7 @@ def _target(one: GicInterrupt) -> str:
     if one.intid < FIRST_SPI:
         return ""
     register = f"affinity {one.affinity}" if one.targets is None else f"targets 0x{one.targets:02x}"
-    return f" {register} ({'nobody' if one.vcpu is None else f'vCPU {one.vcpu}'})"
+    return f" {register} ({'no vCPU' if one.vcpu is None else f'vCPU {one.vcpu}'})"
 
 
 def _interface(name: str, cpu: CpuInterface) -> Iterator[str]:

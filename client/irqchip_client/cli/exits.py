@@ -26,7 +26,7 @@ Owner = Callable[["ExitCount"], str | None]
 def shown_exits(vm: irqchip_client.Vm, daemon: str) -> Iterator[ExitStats]:
     """Counts exits, and prints the table at SIGUSR1 and after the body. For the main thread.
 
-    daemon  what the table calls the daemon
+    daemon  the daemon's name in the table
     """
     from irqchip_client.vmm.exit_stats import ExitStats
 
@@ -64,7 +64,7 @@ def table(counts: Sequence[ExitCount], owner: Owner, daemon: str) -> Iterator[tu
 
 
 def summary(counts: Sequence[ExitCount], seconds: float) -> Iterator[str]:
-    """What the rows add up to."""
+    """The sums of the rows."""
     from irqchip_client.vmm.exit_stats import Answerer
 
     exits = sum(row.count for row in counts)

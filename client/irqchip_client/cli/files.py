@@ -8,7 +8,7 @@ import stat
 import tempfile
 from contextlib import suppress
 
-_MOST_LINKS = 40  # As the kernel follows.
+_MOST_LINKS = 40  # The kernel's limit.
 
 
 def write_file(path: str, data: bytes) -> None:

@@ -79,7 +79,7 @@ def msi(vm: irqchip_client.Vm, address: int, data: int, as_json: bool) -> None:
     Prints the status of KVM_SIGNAL_MSI, which is the number of local APICs that accepted the MSI, and its meaning.
     """
     status = vm.signal_msi(address, data)
-    meaning = "addressed to nobody" if status < 0 else "accepted" if status else "not accepted"
+    meaning = "addressed to no vCPU" if status < 0 else "accepted" if status else "not accepted"
     if as_json:
         echo_json({"status": status, "meaning": meaning})
     else:
@@ -124,7 +124,7 @@ class _Line:
             if isinstance(self.gsi, NamedLine):
                 message = error.message.replace(f"interrupt {self.gsi:#x}", f"line {self.gsi.text}")
                 raise click.ClickException(f"{message} ({error.reason})") from error
-            advice = "write spi:N for an SPI, or ppi:VCPU:INTID; a number is one of KVM_IRQ_LINE's"
+            advice = "write spi:N for an SPI, or ppi:VCPU:INTID; numbers are those of KVM_IRQ_LINE"
             raise click.ClickException(f"{error.message}; {advice} ({error.reason})") from error
 
     @property
@@ -160,7 +160,7 @@ class _Meaning:
         ]
         if isinstance(mine[0], irqchip_client.AdapterRoute):
             return f"lost: adapter {mine[0].adapter_id} is not registered, or its indicators are in no memory"
-        return f"masked, at {' and '.join(pins)}" if pins else "addressed to nobody, by the MSI that is its route"
+        return f"masked, at {' and '.join(pins)}" if pins else "addressed to no vCPU, by the MSI that is its route"
 
 
 def _echo_status(status: int, meaning: _Meaning, as_json: bool) -> None:

@@ -39,7 +39,7 @@ def regs(vm: irqchip_client.Vm, chip: tuple[str, ...], raw: bool, as_json: bool)
 
     An arm64 VM has the distributor with the SPIs (gicd), the SGIs and PPIs of each vCPU (gicr0 and so on; gicd0 with a
     GICv2), CPU interfaces (gicc0) and generic timers (timer0), all of one moment. Interrupts in a row that differ in
-    nothing share a line. With --raw: the attributes of which a VMM makes its snapshots.
+    nothing share a line. With --raw: the attributes that a VMM saves.
     """
     info = vm.info()
     if info.architecture is irqchip_client.Architecture.S390:

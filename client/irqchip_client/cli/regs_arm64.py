@@ -81,7 +81,7 @@ def _show_raw(vm: irqchip_client.Vm, info: irqchip_client.VmInfo, chips: tuple[s
 
 
 def _attributes(info: irqchip_client.VmInfo, gic: irqchip_client.GicInfo) -> Iterator[tuple[str, str, int, int]]:
-    """The chip, the register's name, the group and the attribute of each register."""
+    """The chip, the name, the group and the attribute of each register to read."""
     is_v2 = gic.version == 2
     first = info.vcpus[0] if info.vcpus else 0
     shared = arm64.attr_of(gic.version, first, 0)

@@ -19,7 +19,7 @@ from ._common import command, number
 from .output import echo_table
 
 SHOWN = 20  # mismatches
-TOLD_EVERY = 5.0  # seconds, where there is no terminal for a bar
+PROGRESS_EVERY = 5.0  # seconds, if no terminal shows a bar
 
 Run = Callable[[Sequence[Trace], Done], None]
 
@@ -146,7 +146,7 @@ def _progress(traces: Sequence[Trace], report: Report) -> Iterator[Done]:
         nonlocal last
         report.add(trace, mismatches)
         now = time.monotonic()
-        if now - last >= TOLD_EVERY:
+        if now - last >= PROGRESS_EVERY:
             last = now
             total = report.total
             click.echo(f"{total.traces} of {len(traces)} traces, {total.mismatches} mismatches", err=True)

@@ -145,8 +145,8 @@ class _Ended(BaseException):
 @click.option(
     "--stats",
     is_flag=True,
-    help="At the end, and at every SIGUSR1, print the guest's exits by kind and address to stderr: how many, how long,"
-    " and who answered.",
+    help="At the end, and at every SIGUSR1, print the guest's exits by kind and address to stderr, with their number,"
+    " times and answerer.",
 )
 @click.option("--vm", "name", metavar="NAME", default="", help="The VM's name. [default: the daemon chooses one]")
 @click.option(
@@ -211,9 +211,9 @@ def run(
     at 3f8h with GSI 4, connected to the terminal (Ctrl-] ends the run); port f4h, where a write ends the run; fw_cfg at
     510h; ports 2000h + n, which drive GSI n; a VGA's CRT controller at 3d4h; and ACPI's power management at 600h and
     cf9h. With --disk it also has an IDE channel at 1f0h and 3f6h, with GSI 14. Other processes may run further devices:
-    see `device`. An MP table and ACPI's tables describe what is there when the guest starts.
+    see `device`. An MP table and ACPI's tables describe the machine when the guest starts.
 
-    For arm64, the VM has RAM from 40000000h on, and a GIC where QEMU's virt board has it. The serial port is at address
+    For arm64, the VM has RAM from 40000000h on, and a GIC at the addresses of QEMU's virt board. The serial port is at
     9000000h with SPI 1, and PSCI's SYSTEM_OFF ends the run.
 
     Without --target, this process is also the daemon. Other processes connect to the socket of --listen PATH, with

@@ -108,7 +108,7 @@ WORKS = READS | WRITES | FLUSHES | {_C.IDENTIFY}  # commands that take time: the
 
 # 8.46: subcommands of SET FEATURES.
 SET_TRANSFER_MODE = 0x03
-KEEP_SETTINGS, REVERT_SETTINGS = 0x66, 0xCC  # what a software reset does
+KEEP_SETTINGS, REVERT_SETTINGS = 0x66, 0xCC  # the effect of a software reset on the settings
 ACCEPTED_FEATURES = frozenset((0x02, 0x82, 0x55, 0xAA))  # write cache and look-ahead, on and off
 # Transfer modes: 0 and 1 are the default, with and without IORDY; from 8 on they are PIO modes with flow control.
 DEFAULT_MODES, PIO_FLOW_CONTROL, BEST_PIO = (0, 1), 0x08, 4
@@ -295,7 +295,7 @@ class Disk:
         return 0 if feature in ACCEPTED_FEATURES else Error.ABRT
 
     def work(self) -> None:
-        """Does what the disk is BSY with."""
+        """Does the work that the disk is BSY with."""
         try:
             if self.command in READS:
                 self._offer(read_sectors(self._file, self.sector, min(self.block, self.left)))
@@ -430,7 +430,7 @@ class Disk:
         words[67] = words[68] = 120  # ns of a PIO cycle
         words[80] = 0x0070  # ATA/ATAPI-4 to -6
         words[82] = words[85] = 0x4068  # NOP, look-ahead, write cache, power management
-        words[83] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses; bit 14 says that the word is valid
+        words[83] = 0x7400  # FLUSH CACHE and FLUSH CACHE EXT, 48-bit addresses; bit 14: the word is valid
         words[86] = 0x3400  # the same without bit 14
         words[84] = words[87] = 0x4000
         words[93] = 0x4001 | (0x0700 if self.number else 0) | 0x0008  # how it found its number: by a jumper
@@ -465,25 +465,25 @@ class Disk:
     def check_state(self, values: Mapping[str, Any], what: str) -> None:
         """Refuses attributes that contradict each other, or the file."""
         if values["capacity"] != self.capacity:
-            raise refused(f"{what}.capacity", values["capacity"], f"{self.capacity}, as the file's is")
+            raise refused(f"{what}.capacity", values["capacity"], f"{self.capacity}, the file's capacity")
         command, status, length = values["command"], values["status"], values["length"]
         if status & (Status.BSY | Status.DRQ):
             if command not in WORKS or (Status.DRQ in status and command in FLUSHES):
-                raise refused(f"{what}.command", int(command), f"one that status {int(status)} has")
+                raise refused(f"{what}.command", int(command), f"a command that fits status {int(status)}")
             if command in WRITES and self.read_only:
-                raise refused(f"{what}.command", int(command), "a write of a disk that is read only")
+                raise refused(f"{what}.command", int(command), "a command for a read-only disk")
         transfers = command in READS or command in WRITES
         if transfers and values["sector"] + values["left"] > self.capacity:
-            raise refused(f"{what}.left", values["left"], "of this disk's sectors")
+            raise refused(f"{what}.left", values["left"], f"a number within the disk's {self.capacity} sectors")
         if transfers and not 1 <= values["block"] <= MOST_AT_ONCE:
             raise refused(f"{what}.block", values["block"], f"a number from 1 to {MOST_AT_ONCE}")
         moves = Status.DRQ in status or (Status.BSY in status and command in WRITES)
         if moves:
             most = min(values["block"], values["left"]) if transfers else 1
             if length != most * SECTOR or (values["position"] >= length) is (Status.DRQ in status):
-                raise refused(f"{what}.length", length, f"{most * SECTOR}, with a position in it")
+                raise refused(f"{what}.length", length, f"{most * SECTOR}, with a position for status {int(status)}")
         if Status.BSY in status and command in READS and not values["left"]:
-            raise refused(f"{what}.left", 0, "the number of sectors that are to be read")
+            raise refused(f"{what}.left", 0, "1 or more during a read")
 
 
 def _text(text: str, size: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Devices' doorbells. For a device in its own process: eventfds, or events where descriptors can't be passed."""
+"""Devices' doorbells. For a device in its own process: eventfds, or events if descriptors can't be passed."""
 
 from __future__ import annotations
 
@@ -92,6 +92,6 @@ class Bells:
             ring(device, doorbell)
 
     def close(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         while self._eventfds:
             os.close(self._eventfds.popitem()[1])

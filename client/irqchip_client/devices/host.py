@@ -72,7 +72,7 @@ class _Host:
         self._reactor.start()
 
     def stop(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         self._reactor.stop()
 
     def _warn_of_lost_lines(self) -> None:
@@ -191,7 +191,7 @@ class RemoteHost(_Host):
         super().start()
 
     def stop(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         super().stop()
         self._bells.close()
 
@@ -267,7 +267,7 @@ class RemoteHost(_Host):
     def _access(self, access: RegionAccess) -> int:
         found = _find(self.devices, access.space, access.address, access.size)
         if found is None:  # the daemon forwards only accesses to claimed regions
-            raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, which is no region of ours")
+            raise IrqchipError(errno.EPROTO, f"an access to {access.address:#x}, outside of this host's regions")
         if access.write:
             _write(*found, access.address, access.data, access.size)
             return 0
@@ -319,7 +319,7 @@ class LocalHost(_Host):
             self._fail(error)
 
     def stop(self) -> None:
-        """Ends the calls of devices."""
+        """Stops calling the devices."""
         if self._events is not None:
             self._events.close()
         super().stop()

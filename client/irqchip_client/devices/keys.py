@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXTENDED = 0xE000  # the key's code follows an E0
 
-# Scan code set 2, the keyboard's own. A key's name is what is printed on it, without Shift.
+# Scan code set 2, the keyboard's own. A key's name is the text on it, without Shift.
 KEYS: dict[str, int] = {
     **dict(zip("`1234567890-=", bytes.fromhex("0e 16 1e 26 25 2e 36 3d 3e 46 45 4e 55"), strict=True)),
     **dict(zip("qwertyuiop[]\\", bytes.fromhex("15 1d 24 2d 2c 35 3c 43 44 4d 54 5b 5d"), strict=True)),

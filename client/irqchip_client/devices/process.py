@@ -21,7 +21,7 @@ from irqchip_client.arm64 import gsi_or_line
 from .device import Device
 from .host import RemoteHost
 
-SILENCE = 3.0  # seconds of waiting before a log line says so
+SILENCE = 3.0  # seconds of waiting before a log line about it
 
 log = logging.getLogger("irqchip_client.devices")
 

@@ -39,7 +39,7 @@ class Reactor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the calls. From any thread."""
+        """Stops calling back. From any thread."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:

@@ -1,4 +1,4 @@
-"""A device that test kernels expect, as QEMU has it: ports that drive interrupt lines."""
+"""QEMU's test device, which test kernels expect: ports that drive interrupt lines."""
 
 from __future__ import annotations
 

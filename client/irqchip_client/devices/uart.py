@@ -79,7 +79,7 @@ IER_BITS = 0x0F
 MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 0x01, 0x02, 0x04, 0x08, 0x10
 MCR_BITS = 0x1F
 
-# 8.8 Modem status register. Bits 3:0 say which of bits 7:4 have changed; for RI, that it went off.
+# 8.8 Modem status register. Bits 3:0 report changes of bits 7:4; for RI, only its end.
 MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_TRAILING_RI = 0x04
 
@@ -184,9 +184,9 @@ class Uart(Device):
         room = FIFO if fcr else 1
         for name in ("received", "transmitted"):
             if len(values[name]) > room:
-                raise refused(f"state.{name}", list(values[name]), f"of {room} characters at the most, by state.fcr")
+                raise refused(f"state.{name}", list(values[name]), f"at most {room} characters, by state.fcr")
         if values["transmitted"] and values["shifting"] is None:
-            raise refused("state.shifting", None, "none while characters are to be transmitted")
+            raise refused("state.shifting", None, "a character while others wait to be transmitted")
 
     def restored(self) -> None:
         if self.shifting is not None and self._sent.due is None:

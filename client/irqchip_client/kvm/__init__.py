@@ -9,7 +9,7 @@
             cpu.start(Start(StartMode.PROTECTED, entry=0x1000))
             cpu.run()  # until cpu.stop()
 
-This needs x86-64 and Linux 5.10 or newer; why_not() says what is missing.
+This needs x86-64 and Linux 5.10 or newer; why_not() returns the reason if it can't run.
 
 CPUID shows one package, with a core for each vCPU that irqchipd's VM has when the KvmVcpu is made: create all vCPUs in
 irqchipd's VM before the first KvmVcpu. CPUID shows a local APIC, x2APIC and, of KVM's paravirtual features, the clock.

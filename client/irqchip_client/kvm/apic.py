@@ -28,7 +28,7 @@ X2APIC_IRR = range(0x820, 0x828)
 class Apic:
     """The local APIC of a vCPU. For the thread that runs the vCPU.
 
-    cr8  the daemon's TPR; where kvm_run.cr8 differs, the guest has written CR8
+    cr8  the daemon's TPR; if kvm_run.cr8 differs, the guest has written CR8
     """
 
     def __init__(self, fd: int, run: mmap.mmap, vcpu: Vcpu, local: LocalApic, deadline: Deadline) -> None:
@@ -106,14 +106,14 @@ class Apic:
 
     @property
     def _page(self) -> int | None:
-        """The address of the register page; None where the registers are not in memory."""
+        """The address of the register page; None if the registers are not in memory."""
         mode = self._base & (BASE_ENABLED | BASE_X2APIC)
         return self._base & BASE_ADDRESS if mode == BASE_ENABLED else None
 
     def _set_base(self, base: int) -> None:
-        # By KVM_SET_MSRS, which no filter keeps from KVM. CPUID's bit for the APIC follows it.
+        # KVM_SET_MSRS bypasses the MSR filter. CPUID's bit for the APIC follows the MSR.
         if not ioctl(self._fd, Request.SET_MSRS, bytearray(MSRS.pack(1, 0, IA32_APIC_BASE, 0, base))):
-            raise GuestError(f"KVM refuses {base:#x} in IA32_APIC_BASE, which irqchipd has taken")
+            raise GuestError(f"KVM refuses {base:#x} in IA32_APIC_BASE, and irqchipd accepts it")
         self._base = base
 
     def _learn_tpr(self, tpr: int) -> None:

@@ -53,7 +53,7 @@ class Package:
 
     @property
     def id_bits(self) -> int:
-        """How many bits of an APIC ID are the number of the core."""
+        """The number of bits of an APIC ID that are the core's number."""
         return max(self.ids).bit_length()
 
 
@@ -88,7 +88,7 @@ def vcpu_leaves(supported: Sequence[Leaf], vcpu: int, package: Package) -> Itera
             yield function, 0, 0, TIMING if package.tsc_khz else FEATURES, *leaf[4:]
         elif function == FEATURES:
             yield function, 0, 0, leaf[3] & NEEDS_NO_APIC, 0, 0, 0
-    if package.tsc_khz:  # As VMware, QEMU and FreeBSD have it.
+    if package.tsc_khz:  # Like VMware, QEMU and FreeBSD.
         yield TIMING, 0, 0, package.tsc_khz, BUS_KHZ, 0, 0
 
 

@@ -183,7 +183,7 @@ def execute(fd: int, memory: GuestMemory) -> int | None:
 
 
 def state_of(fd: int, memory: GuestMemory) -> State:
-    """The vCPU's state now, without an access that KVM has yet to complete."""
+    """The vCPU's current state, without the effect of an access that KVM has yet to complete."""
     regs, sregs = bytearray(REGS.size), bytearray(SREGS_SIZE)
     ioctl(fd, Request.GET_REGS, regs)
     ioctl(fd, Request.GET_SREGS, sregs)

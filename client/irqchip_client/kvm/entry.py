@@ -76,7 +76,7 @@ class _State(ctypes.Structure):
         ("page", ctypes.c_uint64),
         ("base", ctypes.c_uint64),
         ("address", ctypes.c_uint64),
-        ("looks", ctypes.c_uint64),  # all ones where KVM does not exit at the window that was requested
+        ("looks", ctypes.c_uint64),  # all ones if KVM does not exit at the window that was requested
         ("answered", ctypes.c_uint64),
         ("fd", ctypes.c_uint64),
         ("copied", ctypes.c_uint8 * 32),  # a bit for each of the page's 256 registers

@@ -1,4 +1,4 @@
-"""Why a vCPU can't go on, in words."""
+"""Describes why a vCPU can't go on."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Request(IntEnum):
 
 
 class Cap(IntEnum):
-    """KVM_CAP_*: what a kernel must have."""
+    """KVM_CAP_*: the capabilities that a kernel must have."""
 
     IMMEDIATE_EXIT = 136
     X86_USER_SPACE_MSR = 188
@@ -126,7 +126,7 @@ MSR_FILTER_READ, MSR_FILTER_WRITE = 1 << 0, 1 << 1
 MSR_EXIT_INVALID, MSR_EXIT_FILTERED = 1 << 0, 1 << 2  # KVM_MSR_EXIT_REASON_*
 
 VCPU_EVENTS_SIZE, NMI_MASKED_AT = 64, 14
-NMI_PENDING_AT, INJECTED_AT = 13, (0, 3, 8, 12)  # of an exception, its pending too, an interrupt and an NMI
+NMI_PENDING_AT, INJECTED_AT = 13, (0, 3, 8, 12)  # of exception, exception.pending, interrupt, nmi
 # struct kvm_vcpu_events in which nothing waits, with KVM_VCPUEVENT_VALID_NMI_PENDING and _SHADOW.
 NO_EVENTS = struct.pack("<16x I I 40x", 0, 1 | 4)
 

@@ -46,7 +46,7 @@ class KvmVcpu(X86Adapter):
     local  devices of this process, which get accesses before the daemon; called in the thread of run()
     exits  counts the guest's exits; None: nothing does
 
-    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
+    vCPU 0 begins as after RESET, unless start() was called; the others wait for INIT and SIPI. It has a Session for
     its operations, another for its events, on which a thread waits, and a third for events that it causes itself.
     Close it, or use it in a with statement.
     """
@@ -314,7 +314,7 @@ class KvmVcpu(X86Adapter):
                     if self._apic.cr8:
                         self._kick.kick()
                     continue
-                if self._causes is None:  # else the vCPU's thread takes the events from there
+                if self._causes is None:  # otherwise the vCPU's thread takes the events of _causes
                     interrupt, signal = announced_by([event])
                     if interrupt:
                         self._interrupted = self._announced = True

@@ -204,7 +204,7 @@ class _Player:
         return 0
 
     def _irqfd_resampled(self, slot: int) -> int:
-        self._session.run([ops.get_gsi_routing()])  # waits for the effects of what the daemon has done before
+        self._session.run([ops.get_gsi_routing()])  # waits for the effects of earlier operations
         try:
             return os.eventfd_read(self._slot(slot).resamplefd)
         except BlockingIOError:

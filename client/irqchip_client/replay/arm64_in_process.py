@@ -138,7 +138,7 @@ class Arm64Player:
         return 0
 
     def irqfd(self, slot: int, gsi: int, flags: int) -> int | str:
-        """KVM_IRQFD, as PortEventfds has it, with eventfds that are numbers."""
+        """KVM_IRQFD, as in PortEventfds, with numbers in the place of eventfds."""
         self.vm.check_alive()
         if flags & ~(DEASSIGN | RESAMPLE):
             raise invalid(f"flags {flags:#x} of an irqfd")

@@ -164,7 +164,7 @@ def _msr_answer(response: pb.MsrReadResponse | pb.MsrWriteResponse) -> int | str
     return msr_answer(response.claimed, response.fault, value)
 
 
-# Every operation but ack_lapic, which is two, and those of VM_CALLS: the call that has its answer.
+# The call for each operation, except ack_lapic, which is two calls, and those of VM_CALLS.
 CALLS: dict[str, Callable[..., Call[Any]]] = {
     "pio_read": lambda vcpu, port, size: _answering(ops.pio_read(vcpu, port, size), lambda r: r.data),
     "pio_write": lambda vcpu, port, size, value: _answering(ops.pio_write(vcpu, port, value, size), lambda _: None),

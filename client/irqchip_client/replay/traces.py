@@ -1,4 +1,4 @@
-"""Golden traces: what the kernel answered to a sequence of operations, one JSON object a line.
+"""Golden traces: sequences of operations with the kernel's answers, one JSON object a line.
 
     {"family": "pic", "seed": 1, "vcpus": 1, "ops": [["irq_line", 4, 1, 1], ["take_extint", 0, null]]}
 
@@ -34,7 +34,7 @@ class TraceError(Exception):
 
 
 class Operation(NamedTuple):
-    """An operation and what the kernel answered."""
+    """An operation, and the kernel's answer."""
 
     name: str
     arguments: list[Any]
@@ -101,7 +101,7 @@ def _shorten(text: str) -> str:
 
 
 def _where(expected: Any, actual: Any) -> str:
-    """Where two answers that are too long to compare by eye differ."""
+    """The places in which two long answers differ."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         names = [name for name in actual if name not in expected or expected[name] != actual[name]]
         names += [name for name in expected if name not in actual]

@@ -1,4 +1,4 @@
-"""Gives Unicorn a guest's memory, and takes the accesses elsewhere. The same for all architectures."""
+"""Maps a guest's memory into Unicorn, and all other addresses to a bus. For all architectures."""
 
 from __future__ import annotations
 

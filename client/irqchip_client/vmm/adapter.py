@@ -16,14 +16,14 @@ from .exit_stats import CountedSession, ExitStats, Recorder
 if TYPE_CHECKING:
     from irqchip_client import Halt, Session, Vm
 
-StartT = TypeVar("StartT")  # where a vCPU starts
+StartT = TypeVar("StartT")  # a vCPU's state at its start
 
 
 class Adapter(Generic[StartT]):
     """A vCPU that executes a guest, on one thread at a time. Close it, or use a with statement."""
 
     def __init__(self, vm: Vm, vcpu: int, made: ExitStack, exits: ExitStats | None = None) -> None:
-        """`made` closes what the adapter is made of. The adapter keeps it as `_made` when it is complete.
+        """`made` closes the adapter's parts. The adapter keeps it as `_made` when it is complete.
 
         exits  counts the guest's exits; None: no counting
         """

@@ -151,7 +151,7 @@ def _virtio(place: Place) -> Node:
 
 @contextmanager
 def create_arm64_machine(client: Client, name: str = "", vcpus: int = 1, gic: int = 3) -> Iterator[Vm]:
-    """A VM with vCPUs, of which the first is on, and a GICv2 or a GICv3. The end of the `with` deletes the VM.
+    """A VM with vCPUs (only the first is on) and a GICv2 or a GICv3. The end of the `with` deletes the VM.
 
     AlreadyExists if another VM has the name.
     """

@@ -21,7 +21,7 @@ FORMATS: Final = (recognise_linux, recognise_multiboot, recognise_pvh)
 def parse_image(image: bytes, *, flat_address: int = BOOT_SECTOR) -> BootImage:
     """Linux's bzImage, a multiboot image or an ELF file with an entry for PVH; anything else is a flat binary.
 
-    flat_address  where a flat binary is loaded and entered, in 16-bit real mode
+    flat_address  the address at which a flat binary is loaded and entered, in 16-bit real mode
 
     InvalidArgument for an empty image, another ELF file, or one that is damaged.
     """

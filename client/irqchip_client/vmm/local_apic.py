@@ -1,8 +1,8 @@
 """The reads of a local APIC that the vCPU's process answers itself.
 
 The daemon keeps a copy of the registers that change only by an access or a command in a page that this process shares:
-see irqchip.lapic_page. The daemon changes the copy within the operation that changes the registers, whoever asks for
-that: ResetVm, SetLapic, an INIT, another client's access in the vCPU's name. So the guest's next read comes after
+see irqchip.lapic_page. The daemon changes the copy within the operation that changes the registers, for any
+operation: ResetVm, SetLapic, an INIT, another client's access in the vCPU's name. So the guest's next read comes after
 everything that any process has done or learned before it, also through the guest's memory. No event could give that
 order. A processor's virtual-APIC page works the same way: reading it is no exit, and no entry into the guest.
 

@@ -8,7 +8,7 @@ import platform
 
 
 def executable(code: bytes) -> ctypes.Array[ctypes.c_char] | None:
-    """x86-64 machine code in memory; None on another host, and where the system allows no executable memory."""
+    """x86-64 machine code in memory; None on another host, and without executable memory."""
     if platform.machine() != "x86_64":
         return None
     try:

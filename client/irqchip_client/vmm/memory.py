@@ -121,7 +121,7 @@ class GuestMemory:
         return self._view[address - self.start : address - self.start + length]
 
     def notes(self, number: int) -> memoryview | None:
-        """A page behind the RAM, which outlives the process of a device; None if there is none."""
+        """A page behind the RAM, which outlives the process of a device; None without such a page."""
         page = self._view[self.size + number * NOTES : self.size + (number + 1) * NOTES]
         return page if len(page) == NOTES else None
 

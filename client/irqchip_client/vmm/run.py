@@ -60,7 +60,7 @@ class Vcpus(Generic[StartT]):
 
 @contextmanager
 def create_machine(client: Client, name: str = "", vcpus: int = 1, tsc_khz: int = 0) -> Iterator[Vm]:
-    """A VM with an irqchip, a PIT and vCPUs. Its end is that of the `with`, even if this process is killed.
+    """A VM with an irqchip, a PIT and vCPUs. The end of the `with` or of this process deletes it.
 
     tsc_khz  the frequency of the vCPUs' TSCs, as in Client.create_vm()
 

@@ -1,4 +1,4 @@
-"""What the x86 vCPUs of KVM and of Unicorn have in common: the local APIC, INIT, SIPI, NMI and SMI."""
+"""The base of the x86 vCPUs of KVM and of Unicorn: the local APIC, INIT, SIPI, NMI and SMI."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class X86Adapter(Adapter[Start]):
         raise NotImplementedError
 
     def _is_boot_cpu(self) -> bool:
-        """Whether IA32_APIC_BASE says so."""
+        """Whether IA32_APIC_BASE marks the boot CPU."""
         raise NotImplementedError
 
     def _look(self) -> None:

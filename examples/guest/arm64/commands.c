@@ -2,7 +2,7 @@
 
 #include "machine.h"
 
-struct ring keyboard_input; /* of a keyboard that this machine has not */
+struct ring keyboard_input; /* this machine has no keyboard */
 
 static const char *const names[SOURCES] = {"timer", "requests", "replies", "serial", "disk", "spurious", "other"};
 

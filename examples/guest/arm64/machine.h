@@ -1,5 +1,5 @@
-/* A machine with one or two arm64 processors, and the interfaces between the parts of its guest. Its GIC is where QEMU's virt
-   board has it. */
+/* A machine with one or two arm64 processors, and the interfaces between the parts of its guest. Its GIC is at the
+   addresses of QEMU's virt board. */
 #pragma once
 
 #include "guest.h"
@@ -18,13 +18,13 @@ enum { SGI_REQUEST = 1, SGI_REPLY = 2, PPI_TIMER = 27, FIRST_SPI = 32, INTID_SPE
 
 void start(void); /* every CPU begins here */
 
-/* What a CPU counts; it alone writes it. Others may read it at any time. */
+/* A CPU's counters. Only this CPU writes them, and others may read them at any time. */
 enum source { TIMER, REQUEST, REPLY, SERIAL, DISK, SPURIOUS, OTHER, SOURCES };
 
 struct cpu {
     volatile unsigned counts[SOURCES];
     volatile unsigned lost_ticks;
-    volatile unsigned request, reply; /* what it has asked the other for, and what it has answered */
+    volatile unsigned request, reply; /* its last request, and its last answer */
     volatile bool ready;              /* it gets interrupts */
 } __attribute__((aligned(64)));
 
@@ -41,7 +41,7 @@ __attribute__((noreturn)) void power_off(void);
 /* gic.c */
 
 extern bool has_gicv3;
-void gic_init(void);     /* what the CPUs share: by CPU 0 */
+void gic_init(void);     /* the parts that the CPUs share: by CPU 0 */
 void gic_init_cpu(void); /* by each CPU */
 void gic_enable_spi(unsigned spi, bool edge);
 unsigned gic_acknowledge(void); /* the INTID in bits 9:0; pass all bits to gic_end */

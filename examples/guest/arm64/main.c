@@ -73,7 +73,7 @@ __attribute__((used)) void exception(unsigned kind, unsigned long elr)
 
 __attribute__((noreturn)) static void second_cpu(void)
 {
-    while (!cpus[0].ready) /* it has set up what the CPUs share */
+    while (!cpus[0].ready) /* it has set up the parts that the CPUs share */
         asm volatile("yield" : : : "memory");
     barrier();
     gic_init_cpu();

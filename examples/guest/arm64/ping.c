@@ -1,7 +1,7 @@
 /* CPU 0 asks the last CPU, by memory and an SGI, and gets the answer in the same way.
 
-   Each word has one writer, and none is read, changed and written back. So this needs no instruction that is atomic
-   between CPUs, and works where each CPU is an emulator of its own. */
+   Each word has one writer, and is never read, changed and written back. So this needs no instruction that is atomic
+   between CPUs, and works if each CPU is an emulator of its own. */
 
 #include "machine.h"
 

@@ -1,7 +1,7 @@
 /* Instructions that C cannot express. */
 #pragma once
 
-/* A device's registers. One instruction each, with a plain address: a hypervisor can tell what they do. */
+/* A device's registers. One instruction each, with a plain address, which a hypervisor can decode. */
 static inline void outb(unsigned long address, unsigned char value)
 {
     asm volatile("strb %w0, [%1]" : : "r"(value), "r"(address) : "memory");
@@ -82,7 +82,7 @@ static inline void sti_hlt(void)
     asm volatile("dsb sy; wfi; msr daifclr, #2" : : : "memory");
 }
 
-/* What was written before is seen before what is written after, by other processors and devices. */
+/* Other processors and devices see earlier writes before later ones. */
 static inline void barrier(void)
 {
     asm volatile("dsb sy" : : : "memory");

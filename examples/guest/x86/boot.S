@@ -2,7 +2,7 @@
 
         .file "boot.S"
 
-/* Multiboot specification 0.6.96, 3.1: nothing is asked for, the ELF header says the rest. */
+/* Multiboot specification 0.6.96, 3.1: no requests; the ELF header has the rest. */
 #define MAGIC 0x1BADB002
 
         .section .multiboot, "a"

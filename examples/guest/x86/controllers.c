@@ -58,7 +58,7 @@ static void pics_init(unsigned unmasked)
     outb(PIC2 + 1, ~unmasked >> 8);
 }
 
-/* The PICs reach the processor through LINT0; where they are not used they are masked, and so is it. */
+/* The PICs reach the processor through LINT0; if they are not used, they and LINT0 are masked. */
 static void lapic_init(void)
 {
     lapic_write(LAPIC_SPURIOUS, LAPIC_ENABLED | VECTOR_SPURIOUS); /* first: without it the LVT stays masked */

@@ -80,7 +80,7 @@ __attribute__((used)) void interrupt(const struct frame *frame)
         interrupt_counts[SPURIOUS]++; /* SDM 3A, 10.9: without EOI */
         return;
     }
-    /* An edge is ended at once: KVM's IOAPIC drops one of the RTC's that comes before the end of the last, and then the
+    /* An edge is ended at once: KVM's IOAPIC drops an edge of the RTC's before the end of the last one, and then the
        line stays high. A level must fall first, or it interrupts again. */
     bool level = vector == VECTOR_GSI + GSI_DISK;
     if (!level)

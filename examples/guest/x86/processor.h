@@ -51,7 +51,7 @@ static inline void sti_hlt(void)
     asm volatile("sti; hlt" : : : "memory");
 }
 
-/* a * b / c, at most ffffffffh. The product has 64 bits, which C would divide with a library that we have not. */
+/* a * b / c, at most ffffffffh. The product has 64 bits, which C would divide with a library that the guest lacks. */
 static inline unsigned multiply_divide(unsigned a, unsigned b, unsigned c)
 {
     unsigned low, high;

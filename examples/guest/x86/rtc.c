@@ -2,7 +2,7 @@
 
 #include "machine.h"
 
-/* MC146818 datasheet (ADI-855), with the index and the data as a PC has them. */
+/* MC146818 datasheet (ADI-855), with a PC's index and data ports. */
 enum { INDEX = 0x70, DATA = 0x71 };
 enum { SECOND = 0, MINUTE = 2, HOUR = 4, DAY = 7, MONTH = 8, YEAR = 9, A = 10, B = 11, C = 12, D = 13 };
 enum { A_UPDATE_IN_PROGRESS = 0x80, A_RATE = 0x0F, A_32768_HZ = 0x20 };

@@ -1,4 +1,4 @@
-/* The tick, from the local APIC's timer or the PIT's channel 0, and the clock that they are held against: channels 1
+/* The tick, from the local APIC's timer or the PIT's channel 0, and the clock that measures it: channels 1
    and 2. */
 
 #include "machine.h"
@@ -78,8 +78,8 @@ static unsigned between(struct moment then, struct moment now)
     return by_channel_2(then, now) + WRAP_2 * ((apart(then, now) + DRIFT / 2) / DRIFT % WRAPS);
 }
 
-/* The chip latches both channels at once, but an emulated chip may be stopped in between: then no number of wraps has
-   that distance, and the channels are read again. */
+/* The chip latches both channels at once, but an emulated chip may be stopped in between. Then their distance fits no
+   number of wraps, and the channels are read again. */
 static struct moment now(struct moment last)
 {
     struct moment moment;

@@ -289,7 +289,7 @@ class MsrReadRequest(_message.Message):
     msr: _builtins.int
     """The register's number."""
     host_initiated: _builtins.bool
-    """Whether this is KVM_GET_MSRS by the VMM, which is not an entry of the vCPU into its guest."""
+    """Whether this is KVM_GET_MSRS by the VMM, which does not enter the guest."""
     def __init__(
         self,
         *,
@@ -356,9 +356,8 @@ class MsrWriteRequest(_message.Message):
     data: _builtins.int
     """The value."""
     host_initiated: _builtins.bool
-    """Whether this is KVM_SET_MSRS by the VMM, which is not an entry of the vCPU into its guest. It can switch
-    IA32_APIC_BASE from any mode to any other. It writes IA32_TSC without changing IA32_TSC_ADJUST, and IA32_TSC_ADJUST
-    without changing IA32_TSC.
+    """Whether this is KVM_SET_MSRS by the VMM, which does not enter the guest. It can switch IA32_APIC_BASE from any mode
+    to any other. It writes IA32_TSC without changing IA32_TSC_ADJUST, and IA32_TSC_ADJUST without changing IA32_TSC.
     """
     def __init__(
         self,

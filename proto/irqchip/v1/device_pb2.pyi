@@ -54,7 +54,7 @@ class CreateDeviceResponse(_message.Message):
 
     DEVICE_FIELD_NUMBER: _builtins.int
     device: _builtins.int
-    """The device's number in its VM: what a file descriptor is in KVM. 0 after a test."""
+    """The device's number in its VM, in place of KVM's file descriptor. 0 after a test."""
     def __init__(
         self,
         *,
@@ -70,7 +70,7 @@ Global___CreateDeviceResponse: _TypeAlias = CreateDeviceResponse  # noqa: Y015
 
 @_typing.final
 class AttrTarget(_message.Message):
-    """AttrTarget is what has an attribute."""
+    """AttrTarget is the device or the vCPU that has an attribute."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -219,7 +219,7 @@ Global___GetDeviceAttrResponse: _TypeAlias = GetDeviceAttrResponse  # noqa: Y015
 
 @_typing.final
 class HasDeviceAttrRequest(_message.Message):
-    """HasDeviceAttrRequest asks whether there is an attribute."""
+    """HasDeviceAttrRequest asks whether an attribute exists."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -466,7 +466,7 @@ Global___SysregWriteRequest: _TypeAlias = SysregWriteRequest  # noqa: Y015
 
 @_typing.final
 class SysregWriteResponse(_message.Message):
-    """SysregWriteResponse reports what the write did."""
+    """SysregWriteResponse is the result of the write."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

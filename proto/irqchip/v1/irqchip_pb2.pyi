@@ -32,15 +32,15 @@ a Session the message Error carries the same. The reasons and their codes:
   E2BIG       RESOURCE_EXHAUSTED   a message, a batch, its results or an IrqLines is larger than the daemon allows
   EAGAIN      FAILED_PRECONDITION  an irqfd for a VM without an irqchip
   EBADF       INVALID_ARGUMENT     an operation needs a file descriptor, and none came with its batch
-  EBADMSG     INVALID_ARGUMENT     the bytes are not the message that this call takes
+  EBADMSG     INVALID_ARGUMENT     the bytes are not a message of this call
   EBUSY       FAILED_PRECONDITION  the vCPU halts already; it is too late to choose the boot CPU; the eventfd is an
                                    irqfd already; the range is barred because its owners were too slow
   EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
   EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
                                    external interrupt is pending already
-  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are in no memory
+  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are outside memory
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
-  EIO         INTERNAL             the daemon is at fault; its log says why; or an arm64 VM is dead, as in KVM
+  EIO         INTERNAL             the daemon failed, and its log has the reason; or an arm64 VM is dead, as in KVM
   ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
   ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
@@ -48,11 +48,11 @@ a Session the message Error carries the same. The reasons and their codes:
   ENOEXEC     FAILED_PRECONDITION  an arm64 vCPU was not initialised (see VcpuInit)
   ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
-  ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
+  ENOTTY      INVALID_ARGUMENT     the operation is for another architecture than the VM's
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
   EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries; an s390
                                    VM has no interruption suppression; an s390 vCPU is in a disabled wait
-  EPERM       INVALID_ARGUMENT     a device has no attribute that can be read
+  EPERM       INVALID_ARGUMENT     a device has no readable attributes
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
   ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
 

@@ -406,7 +406,7 @@ class IrqchipServiceServicer:
 
     def ResetVm(self, request, context):
         """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
-        Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+        Time, routing, Sessions, regions and the levels that Sessions drive stay: a line that is high is still high.
         Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
         reason.
         """
@@ -481,8 +481,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateDevice(self, request, context):
-        """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
-        s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+        """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has
+        run. s390: the floating interrupt controller. ENODEV for a type that the VM's host lacks; x86 has no devices.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -504,7 +504,7 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def HasDeviceAttr(self, request, context):
-        """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute.
+        """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO for an unknown attribute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -518,7 +518,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VcpuInit(self, request, context):
-        """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call.
+        """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for features that differ from those of
+        the first call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -566,7 +567,7 @@ class IrqchipServiceServicer:
         """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
         callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
         whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
-        high level does what a write to an irqfd does.
+        high level acts like a write to an irqfd.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -580,8 +581,9 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SignalMsi(self, request, context):
-        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
-        On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see
+        SignalMsiRequest). On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled
+        it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -636,7 +638,7 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AckInterrupt(self, request, context):
-        """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+        """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if any. EINVAL for
         an invalid source. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -652,8 +654,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetIrqchip(self, request, context):
-        """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-        the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
+        """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state has the
+        wrong length or is another chip's. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -667,7 +669,7 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetLapic(self, request, context):
-        """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+        """SetLapic is KVM_SET_LAPIC. EINVAL if the state has the wrong length, the vCPU has no local APIC, or with
         KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -683,7 +685,7 @@ class IrqchipServiceServicer:
 
     def SetPit(self, request, context):
         """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
-        channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+        channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state has the wrong length,
         or a field does not fit. ENXIO if the VM has no PIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -699,8 +701,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetCpuid(self, request, context):
-        """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
-        never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+        """SetCpuid is KVM_SET_CPUID2, for the features that the local APIC depends on. It may be called again. By default a
+        vCPU has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
         ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -776,9 +778,9 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetMpState(self, request, context):
-        """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
-        but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
-        local APIC.
+        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state, and for any state but RUNNABLE if the vCPU has no
+        local APIC. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for any state but this and
+        STOPPED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -794,12 +796,12 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Halt(self, request, context):
-        """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
-        that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
-        waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
-        by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
-        yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
-        lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+        """Halt is a vCPU's HLT: it takes the first interrupt or signal for the vCPU, and returns it. A vCPU that waits for
+        INIT or SIPI calls Halt, too; then only these end the halt. On s390 Halt is a vCPU's wait: TakeIrq returns the
+        interrupt that ended it, and EOPNOTSUPP means that the masks enable no interrupt. The end of the call, of its
+        deadline or of its Session cancels a halt. If the halt has taken an interrupt or a signal, but the answer was not
+        sent yet, the daemon takes that back and delivers it next. An answer that is on its way when the call is cancelled
+        is lost: to give up a halt without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
         vCPU is under way. ENXIO if the vCPU has no local APIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -807,9 +809,9 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def S390Interrupt(self, request, context):
-        """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
-        if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
-        vCPU that is not stopped.
+        """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have.
+        EBUSY if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set
+        for a vCPU that is not stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -830,7 +832,7 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetIrqState(self, request, context):
-        """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+        """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if an interrupt is pending. EINVAL for a wrong length, or an interrupt
         that S390Irq would refuse.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -838,8 +840,8 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetInterruptMasks(self, request, context):
-        """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
-        KVM_SET_SREGS.
+        """SetInterruptMasks sets the masks that the guest has written to its PSW and its control registers: kvm_run's
+        psw_mask, and KVM_SET_SREGS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -853,10 +855,9 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TakeIrq(self, request, context):
-        """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
-        order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
-        masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
-        EINVAL.
+        """TakeIrq takes an s390 vCPU's next interrupt: among the floating interrupts and its own that the masks allow, the
+        first in KVM's order. The vCPU's process then exchanges the PSW in the guest's memory, and sets the new masks. A
+        stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then EINVAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -870,9 +871,9 @@ class IrqchipServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetInterrupts(self, request, context):
-        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
-        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
-        there was no call for 60 s.
+        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each interrupt, and the times from the rise
+        of a line to the acknowledgement, and from there to the end of interrupt. The daemon begins to count with the first
+        call, and stops after 60 s without a call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,15 +32,15 @@ a Session the message Error carries the same. The reasons and their codes:
   E2BIG       RESOURCE_EXHAUSTED   a message, a batch, its results or an IrqLines is larger than the daemon allows
   EAGAIN      FAILED_PRECONDITION  an irqfd for a VM without an irqchip
   EBADF       INVALID_ARGUMENT     an operation needs a file descriptor, and none came with its batch
-  EBADMSG     INVALID_ARGUMENT     the bytes are not the message that this call takes
+  EBADMSG     INVALID_ARGUMENT     the bytes are not a message of this call
   EBUSY       FAILED_PRECONDITION  the vCPU halts already; it is too late to choose the boot CPU; the eventfd is an
                                    irqfd already; the range is barred because its owners were too slow
   EDEADLK     FAILED_PRECONDITION  a Session accesses a region that it answers for itself
   EEXIST      ALREADY_EXISTS       the VM, vCPU, irqchip or PIT exists already; the addresses are claimed; an
                                    external interrupt is pending already
-  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are in no memory
+  EFAULT      INVALID_ARGUMENT     a device attribute's value is too short; an adapter's bits are outside memory
   EINVAL      INVALID_ARGUMENT     a value is invalid; the message says what is allowed
-  EIO         INTERNAL             the daemon is at fault; its log says why; or an arm64 VM is dead, as in KVM
+  EIO         INTERNAL             the daemon failed, and its log has the reason; or an arm64 VM is dead, as in KVM
   ENOBUFS     FAILED_PRECONDITION  an s390 vCPU's interrupts do not fit into a length
   ENODEV      FAILED_PRECONDITION  the VM's host has no device of this type
   ENOENT      NOT_FOUND            the VM, vCPU, region or detached line source does not exist; the VM was deleted;
@@ -48,11 +48,11 @@ a Session the message Error carries the same. The reasons and their codes:
   ENOEXEC     FAILED_PRECONDITION  an arm64 vCPU was not initialised (see VcpuInit)
   ENOMEM      FAILED_PRECONDITION  an s390 VM's interrupts do not fit into a length
   ENOSPC      RESOURCE_EXHAUSTED   a limit of the daemon or of the VM is reached
-  ENOTTY      INVALID_ARGUMENT     the operation is of another architecture than the VM
+  ENOTTY      INVALID_ARGUMENT     the operation is for another architecture than the VM's
   ENXIO       FAILED_PRECONDITION  the VM has no irqchip, PIC or PIT; the vCPU has no local APIC
   EOPNOTSUPP  FAILED_PRECONDITION  the operation needs file descriptors, which only the AF_UNIX port carries; an s390
                                    VM has no interruption suppression; an s390 vCPU is in a disabled wait
-  EPERM       INVALID_ARGUMENT     a device has no attribute that can be read
+  EPERM       INVALID_ARGUMENT     a device has no readable attributes
   ESHUTDOWN   UNAVAILABLE          the daemon is stopping
   ETIMEDOUT   DEADLINE_EXCEEDED    a Session was not opened in time
 
@@ -401,7 +401,7 @@ class IrqchipServiceStub:
     """
     ResetVm: _grpc.UnaryUnaryMultiCallable[_vm_pb2.ResetVmRequest, _vm_pb2.ResetVmResponse]
     """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
-    Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+    Time, routing, Sessions, regions and the levels that Sessions drive stay: a line that is high is still high.
     Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
     reason.
     """
@@ -451,8 +451,8 @@ class IrqchipServiceStub:
     table, which is empty at first, stays.
     """
     CreateDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]
-    """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
-    s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+    """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has
+    run. s390: the floating interrupt controller. ENODEV for a type that the VM's host lacks; x86 has no devices.
     """
     SetDeviceAttr: _grpc.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAttrRequest, _device_pb2.SetDeviceAttrResponse]
     """SetDeviceAttr is KVM_SET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's: EBADF without such a device,
@@ -461,11 +461,13 @@ class IrqchipServiceStub:
     GetDeviceAttr: _grpc.UnaryUnaryMultiCallable[_device_pb2.GetDeviceAttrRequest, _device_pb2.GetDeviceAttrResponse]
     """GetDeviceAttr is KVM_GET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's, as for SetDeviceAttr."""
     HasDeviceAttr: _grpc.UnaryUnaryMultiCallable[_device_pb2.HasDeviceAttrRequest, _device_pb2.HasDeviceAttrResponse]
-    """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute."""
+    """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO for an unknown attribute."""
     SetDeviceAddr: _grpc.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAddrRequest, _device_pb2.SetDeviceAddrResponse]
     """SetDeviceAddr is KVM_ARM_SET_DEVICE_ADDR, the older way to place a GICv2. ENODEV without a GICv2."""
     VcpuInit: _grpc.UnaryUnaryMultiCallable[_device_pb2.VcpuInitRequest, _device_pb2.VcpuInitResponse]
-    """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call."""
+    """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for features that differ from those of
+    the first call.
+    """
     SysregRead: _grpc.UnaryUnaryMultiCallable[_device_pb2.SysregReadRequest, _device_pb2.SysregReadResponse]
     """SysregRead is an arm64 vCPU's MRS of an ICC_ register, ISR_EL1, or a register of the generic timer."""
     SysregWrite: _grpc.UnaryUnaryMultiCallable[_device_pb2.SysregWriteRequest, _device_pb2.SysregWriteResponse]
@@ -486,13 +488,14 @@ class IrqchipServiceStub:
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
     callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
     whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
-    high level does what a write to an irqfd does.
+    high level acts like a write to an irqfd.
     """
     IrqLines: _grpc.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _grpc.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]
-    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
-    On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see
+    SignalMsiRequest). On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled
+    it.
     """
     SetGsiRouting: _grpc.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
@@ -516,7 +519,7 @@ class IrqchipServiceStub:
     not fit.
     """
     AckInterrupt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.AckInterruptRequest, _vcpu_pb2.AckInterruptResponse]
-    """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+    """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if any. EINVAL for
     an invalid source. ENXIO if the vCPU has no local APIC.
     """
     GetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]
@@ -524,20 +527,20 @@ class IrqchipServiceStub:
     IOAPIC.
     """
     SetIrqchip: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]
-    """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-    the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
+    """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state has the
+    wrong length or is another chip's. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
     """
     GetLapic: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]
     """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC."""
     SetLapic: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetLapicRequest, _state_pb2.SetLapicResponse]
-    """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+    """SetLapic is KVM_SET_LAPIC. EINVAL if the state has the wrong length, the vCPU has no local APIC, or with
     KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
     """
     GetPit: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetPitRequest, _state_pb2.GetPitResponse]
     """GetPit is KVM_GET_PIT2. The first 72 bytes of its struct are the result of KVM_GET_PIT. ENXIO if the VM has no PIT."""
     SetPit: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetPitRequest, _state_pb2.SetPitResponse]
     """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
-    channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+    channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state has the wrong length,
     or a field does not fit. ENXIO if the VM has no PIT.
     """
     SetPitReinject: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]
@@ -545,8 +548,8 @@ class IrqchipServiceStub:
     tick before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
     """
     SetCpuid: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]
-    """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
-    never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+    """SetCpuid is KVM_SET_CPUID2, for the features that the local APIC depends on. It may be called again. By default a
+    vCPU has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
     ENXIO if the vCPU has no local APIC.
     """
     MsrRead: _grpc.UnaryUnaryMultiCallable[_access_pb2.MsrReadRequest, _access_pb2.MsrReadResponse]
@@ -577,9 +580,9 @@ class IrqchipServiceStub:
     GetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]
-    """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
-    but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
-    local APIC.
+    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state, and for any state but RUNNABLE if the vCPU has no
+    local APIC. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for any state but this and
+    STOPPED.
     """
     TakeSignal: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]
     """TakeSignal takes one signal that waits for a vCPU. The order is INIT, SIPI, an injected NMI (see VcpuEvents), SMI,
@@ -587,45 +590,44 @@ class IrqchipServiceStub:
     until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
     """
     Halt: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]
-    """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
-    that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
-    waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
-    by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
-    yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
-    lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+    """Halt is a vCPU's HLT: it takes the first interrupt or signal for the vCPU, and returns it. A vCPU that waits for
+    INIT or SIPI calls Halt, too; then only these end the halt. On s390 Halt is a vCPU's wait: TakeIrq returns the
+    interrupt that ended it, and EOPNOTSUPP means that the masks enable no interrupt. The end of the call, of its
+    deadline or of its Session cancels a halt. If the halt has taken an interrupt or a signal, but the answer was not
+    sent yet, the daemon takes that back and delivers it next. An answer that is on its way when the call is cancelled
+    is lost: to give up a halt without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
     vCPU is under way. ENXIO if the vCPU has no local APIC.
     """
     S390Interrupt: _grpc.UnaryUnaryMultiCallable[_s390_pb2.S390InterruptRequest, _s390_pb2.S390InterruptResponse]
-    """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
-    if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
-    vCPU that is not stopped.
+    """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have.
+    EBUSY if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set
+    for a vCPU that is not stopped.
     """
     S390Irq: _grpc.UnaryUnaryMultiCallable[_s390_pb2.S390IrqRequest, _s390_pb2.S390IrqResponse]
     """S390Irq is KVM_S390_IRQ. The errors are those of S390Interrupt; also EINVAL for a wrong length."""
     GetIrqState: _grpc.UnaryUnaryMultiCallable[_s390_pb2.GetIrqStateRequest, _s390_pb2.GetIrqStateResponse]
     """GetIrqState is KVM_S390_GET_IRQ_STATE. ENOBUFS if the interrupts do not fit into the length."""
     SetIrqState: _grpc.UnaryUnaryMultiCallable[_s390_pb2.SetIrqStateRequest, _s390_pb2.SetIrqStateResponse]
-    """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+    """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if an interrupt is pending. EINVAL for a wrong length, or an interrupt
     that S390Irq would refuse.
     """
     SetInterruptMasks: _grpc.UnaryUnaryMultiCallable[_s390_pb2.SetInterruptMasksRequest, _s390_pb2.SetInterruptMasksResponse]
-    """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
-    KVM_SET_SREGS.
+    """SetInterruptMasks sets the masks that the guest has written to its PSW and its control registers: kvm_run's
+    psw_mask, and KVM_SET_SREGS.
     """
     GetInterruptMasks: _grpc.UnaryUnaryMultiCallable[_s390_pb2.GetInterruptMasksRequest, _s390_pb2.GetInterruptMasksResponse]
     """GetInterruptMasks returns the masks that are set."""
     TakeIrq: _grpc.UnaryUnaryMultiCallable[_s390_pb2.TakeIrqRequest, _s390_pb2.TakeIrqResponse]
-    """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
-    order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
-    masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
-    EINVAL.
+    """TakeIrq takes an s390 vCPU's next interrupt: among the floating interrupts and its own that the masks allow, the
+    first in KVM's order. The vCPU's process then exchanges the PSW in the guest's memory, and sets the new masks. A
+    stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then EINVAL.
     """
     ResetVcpu: _grpc.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]
     """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
     GetInterrupts: _grpc.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]
-    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
-    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
-    there was no call for 60 s.
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each interrupt, and the times from the rise
+    of a line to the acknowledgement, and from there to the end of interrupt. The daemon begins to count with the first
+    call, and stops after 60 s without a call.
     """
     Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
@@ -666,7 +668,7 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """
     ResetVm: _aio.UnaryUnaryMultiCallable[_vm_pb2.ResetVmRequest, _vm_pb2.ResetVmResponse]  # type: ignore[assignment]
     """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
-    Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+    Time, routing, Sessions, regions and the levels that Sessions drive stay: a line that is high is still high.
     Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
     reason.
     """
@@ -716,8 +718,8 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     table, which is empty at first, stays.
     """
     CreateDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.CreateDeviceRequest, _device_pb2.CreateDeviceResponse]  # type: ignore[assignment]
-    """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
-    s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+    """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has
+    run. s390: the floating interrupt controller. ENODEV for a type that the VM's host lacks; x86 has no devices.
     """
     SetDeviceAttr: _aio.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAttrRequest, _device_pb2.SetDeviceAttrResponse]  # type: ignore[assignment]
     """SetDeviceAttr is KVM_SET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's: EBADF without such a device,
@@ -726,11 +728,13 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     GetDeviceAttr: _aio.UnaryUnaryMultiCallable[_device_pb2.GetDeviceAttrRequest, _device_pb2.GetDeviceAttrResponse]  # type: ignore[assignment]
     """GetDeviceAttr is KVM_GET_DEVICE_ATTR on a device or on a vCPU. The errors are KVM's, as for SetDeviceAttr."""
     HasDeviceAttr: _aio.UnaryUnaryMultiCallable[_device_pb2.HasDeviceAttrRequest, _device_pb2.HasDeviceAttrResponse]  # type: ignore[assignment]
-    """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute."""
+    """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO for an unknown attribute."""
     SetDeviceAddr: _aio.UnaryUnaryMultiCallable[_device_pb2.SetDeviceAddrRequest, _device_pb2.SetDeviceAddrResponse]  # type: ignore[assignment]
     """SetDeviceAddr is KVM_ARM_SET_DEVICE_ADDR, the older way to place a GICv2. ENODEV without a GICv2."""
     VcpuInit: _aio.UnaryUnaryMultiCallable[_device_pb2.VcpuInitRequest, _device_pb2.VcpuInitResponse]  # type: ignore[assignment]
-    """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call."""
+    """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for features that differ from those of
+    the first call.
+    """
     SysregRead: _aio.UnaryUnaryMultiCallable[_device_pb2.SysregReadRequest, _device_pb2.SysregReadResponse]  # type: ignore[assignment]
     """SysregRead is an arm64 vCPU's MRS of an ICC_ register, ISR_EL1, or a register of the generic timer."""
     SysregWrite: _aio.UnaryUnaryMultiCallable[_device_pb2.SysregWriteRequest, _device_pb2.SysregWriteResponse]  # type: ignore[assignment]
@@ -751,13 +755,14 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
     callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
     whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
-    high level does what a write to an irqfd does.
+    high level acts like a write to an irqfd.
     """
     IrqLines: _aio.UnaryUnaryMultiCallable[_line_pb2.IrqLinesRequest, _line_pb2.IrqLinesResponse]  # type: ignore[assignment]
     """IrqLines does several IrqLines in one call, in order. If one is refused, none is done. E2BIG for more than 4096."""
     SignalMsi: _aio.UnaryUnaryMultiCallable[_line_pb2.SignalMsiRequest, _line_pb2.SignalMsiResponse]  # type: ignore[assignment]
-    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
-    On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+    """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see
+    SignalMsiRequest). On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled
+    it.
     """
     SetGsiRouting: _aio.UnaryUnaryMultiCallable[_line_pb2.SetGsiRoutingRequest, _line_pb2.SetGsiRoutingResponse]  # type: ignore[assignment]
     """SetGsiRouting is KVM_SET_GSI_ROUTING: it replaces the whole table. EINVAL, and the old table stays, if KVM refuses
@@ -781,7 +786,7 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     not fit.
     """
     AckInterrupt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.AckInterruptRequest, _vcpu_pb2.AckInterruptResponse]  # type: ignore[assignment]
-    """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+    """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if any. EINVAL for
     an invalid source. ENXIO if the vCPU has no local APIC.
     """
     GetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.GetIrqchipRequest, _state_pb2.GetIrqchipResponse]  # type: ignore[assignment]
@@ -789,20 +794,20 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     IOAPIC.
     """
     SetIrqchip: _aio.UnaryUnaryMultiCallable[_state_pb2.SetIrqchipRequest, _state_pb2.SetIrqchipResponse]  # type: ignore[assignment]
-    """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-    the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
+    """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state has the
+    wrong length or is another chip's. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
     """
     GetLapic: _aio.UnaryUnaryMultiCallable[_state_pb2.GetLapicRequest, _state_pb2.GetLapicResponse]  # type: ignore[assignment]
     """GetLapic is KVM_GET_LAPIC. EINVAL if the vCPU has no local APIC."""
     SetLapic: _aio.UnaryUnaryMultiCallable[_state_pb2.SetLapicRequest, _state_pb2.SetLapicResponse]  # type: ignore[assignment]
-    """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+    """SetLapic is KVM_SET_LAPIC. EINVAL if the state has the wrong length, the vCPU has no local APIC, or with
     KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
     """
     GetPit: _aio.UnaryUnaryMultiCallable[_state_pb2.GetPitRequest, _state_pb2.GetPitResponse]  # type: ignore[assignment]
     """GetPit is KVM_GET_PIT2. The first 72 bytes of its struct are the result of KVM_GET_PIT. ENXIO if the VM has no PIT."""
     SetPit: _aio.UnaryUnaryMultiCallable[_state_pb2.SetPitRequest, _state_pb2.SetPitResponse]  # type: ignore[assignment]
     """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
-    channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+    channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state has the wrong length,
     or a field does not fit. ENXIO if the VM has no PIT.
     """
     SetPitReinject: _aio.UnaryUnaryMultiCallable[_state_pb2.SetPitReinjectRequest, _state_pb2.SetPitReinjectResponse]  # type: ignore[assignment]
@@ -810,8 +815,8 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     tick before is acknowledged. The other choice is that such a tick is lost. ENXIO if the VM has no PIT.
     """
     SetCpuid: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetCpuidRequest, _vcpu_pb2.SetCpuidResponse]  # type: ignore[assignment]
-    """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
-    never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+    """SetCpuid is KVM_SET_CPUID2, for the features that the local APIC depends on. It may be called again. By default a
+    vCPU has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
     ENXIO if the vCPU has no local APIC.
     """
     MsrRead: _aio.UnaryUnaryMultiCallable[_access_pb2.MsrReadRequest, _access_pb2.MsrReadResponse]  # type: ignore[assignment]
@@ -842,9 +847,9 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     GetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetMpStateRequest, _vcpu_pb2.GetMpStateResponse]  # type: ignore[assignment]
     """GetMpState is KVM_GET_MP_STATE."""
     SetMpState: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.SetMpStateRequest, _vcpu_pb2.SetMpStateResponse]  # type: ignore[assignment]
-    """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
-    but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
-    local APIC.
+    """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state, and for any state but RUNNABLE if the vCPU has no
+    local APIC. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for any state but this and
+    STOPPED.
     """
     TakeSignal: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.TakeSignalRequest, _vcpu_pb2.TakeSignalResponse]  # type: ignore[assignment]
     """TakeSignal takes one signal that waits for a vCPU. The order is INIT, SIPI, an injected NMI (see VcpuEvents), SMI,
@@ -852,45 +857,44 @@ class IrqchipServiceAsyncStub(IrqchipServiceStub):
     until TakeSignal or a Halt takes it. ENXIO if the vCPU has no local APIC.
     """
     Halt: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.HaltRequest, _vcpu_pb2.HaltResponse]  # type: ignore[assignment]
-    """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
-    that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
-    waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
-    by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
-    yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
-    lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+    """Halt is a vCPU's HLT: it takes the first interrupt or signal for the vCPU, and returns it. A vCPU that waits for
+    INIT or SIPI calls Halt, too; then only these end the halt. On s390 Halt is a vCPU's wait: TakeIrq returns the
+    interrupt that ended it, and EOPNOTSUPP means that the masks enable no interrupt. The end of the call, of its
+    deadline or of its Session cancels a halt. If the halt has taken an interrupt or a signal, but the answer was not
+    sent yet, the daemon takes that back and delivers it next. An answer that is on its way when the call is cancelled
+    is lost: to give up a halt without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
     vCPU is under way. ENXIO if the vCPU has no local APIC.
     """
     S390Interrupt: _aio.UnaryUnaryMultiCallable[_s390_pb2.S390InterruptRequest, _s390_pb2.S390InterruptResponse]  # type: ignore[assignment]
-    """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
-    if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
-    vCPU that is not stopped.
+    """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have.
+    EBUSY if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set
+    for a vCPU that is not stopped.
     """
     S390Irq: _aio.UnaryUnaryMultiCallable[_s390_pb2.S390IrqRequest, _s390_pb2.S390IrqResponse]  # type: ignore[assignment]
     """S390Irq is KVM_S390_IRQ. The errors are those of S390Interrupt; also EINVAL for a wrong length."""
     GetIrqState: _aio.UnaryUnaryMultiCallable[_s390_pb2.GetIrqStateRequest, _s390_pb2.GetIrqStateResponse]  # type: ignore[assignment]
     """GetIrqState is KVM_S390_GET_IRQ_STATE. ENOBUFS if the interrupts do not fit into the length."""
     SetIrqState: _aio.UnaryUnaryMultiCallable[_s390_pb2.SetIrqStateRequest, _s390_pb2.SetIrqStateResponse]  # type: ignore[assignment]
-    """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+    """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if an interrupt is pending. EINVAL for a wrong length, or an interrupt
     that S390Irq would refuse.
     """
     SetInterruptMasks: _aio.UnaryUnaryMultiCallable[_s390_pb2.SetInterruptMasksRequest, _s390_pb2.SetInterruptMasksResponse]  # type: ignore[assignment]
-    """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
-    KVM_SET_SREGS.
+    """SetInterruptMasks sets the masks that the guest has written to its PSW and its control registers: kvm_run's
+    psw_mask, and KVM_SET_SREGS.
     """
     GetInterruptMasks: _aio.UnaryUnaryMultiCallable[_s390_pb2.GetInterruptMasksRequest, _s390_pb2.GetInterruptMasksResponse]  # type: ignore[assignment]
     """GetInterruptMasks returns the masks that are set."""
     TakeIrq: _aio.UnaryUnaryMultiCallable[_s390_pb2.TakeIrqRequest, _s390_pb2.TakeIrqResponse]  # type: ignore[assignment]
-    """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
-    order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
-    masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
-    EINVAL.
+    """TakeIrq takes an s390 vCPU's next interrupt: among the floating interrupts and its own that the masks allow, the
+    first in KVM's order. The vCPU's process then exchanges the PSW in the guest's memory, and sets the new masks. A
+    stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then EINVAL.
     """
     ResetVcpu: _aio.UnaryUnaryMultiCallable[_s390_pb2.ResetVcpuRequest, _s390_pb2.ResetVcpuResponse]  # type: ignore[assignment]
     """ResetVcpu is KVM_S390_NORMAL_RESET, KVM_S390_INITIAL_RESET or KVM_S390_CLEAR_RESET. EINVAL for another reset."""
     GetInterrupts: _aio.UnaryUnaryMultiCallable[_trace_pb2.GetInterruptsRequest, _trace_pb2.GetInterruptsResponse]  # type: ignore[assignment]
-    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
-    line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
-    there was no call for 60 s.
+    """GetInterrupts counts the interrupts of a VM: how often each vCPU took each interrupt, and the times from the rise
+    of a line to the acknowledgement, and from there to the end of interrupt. The daemon begins to count with the first
+    call, and stops after 60 s without a call.
     """
     Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
     """Session connects a client to one VM: the client sends batches of operations, and the daemon sends their results and
@@ -964,7 +968,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.ResetVmResponse, _abc.Awaitable[_vm_pb2.ResetVmResponse]]:
         """ResetVm resets the chips, the local APICs and the run states of the vCPUs to the state in which they were created.
-        Time, routing, Sessions, regions and the levels that Sessions drive stay: a chip sees a line that is high as high.
+        Time, routing, Sessions, regions and the levels that Sessions drive stay: a line that is high is still high.
         Every Session of the VM gets a VmReset, so that devices and vCPUs reset themselves, too. EINVAL for an invalid
         reason.
         """
@@ -1050,8 +1054,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.CreateDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.CreateDeviceResponse, _abc.Awaitable[_device_pb2.CreateDeviceResponse]]:
-        """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has run.
-        s390: the floating interrupt controller. ENODEV for a type that the VM's host has not; x86 has none.
+        """CreateDevice is KVM_CREATE_DEVICE. arm64: a GICv2 or a GICv3; EEXIST if the VM has a GIC, EBUSY once a vCPU has
+        run. s390: the floating interrupt controller. ENODEV for a type that the VM's host lacks; x86 has no devices.
         """
 
     @_abc_1.abstractmethod
@@ -1078,7 +1082,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.HasDeviceAttrRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.HasDeviceAttrResponse, _abc.Awaitable[_device_pb2.HasDeviceAttrResponse]]:
-        """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO if there is no such attribute."""
+        """HasDeviceAttr is KVM_HAS_DEVICE_ATTR on a device or on a vCPU. ENXIO for an unknown attribute."""
 
     @_abc_1.abstractmethod
     def SetDeviceAddr(
@@ -1094,7 +1098,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.VcpuInitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.VcpuInitResponse, _abc.Awaitable[_device_pb2.VcpuInitResponse]]:
-        """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for others than at the first call."""
+        """VcpuInit is KVM_ARM_VCPU_INIT. EINVAL for an unknown target or feature, and for features that differ from those of
+        the first call.
+        """
 
     @_abc_1.abstractmethod
     def SysregRead(
@@ -1151,7 +1157,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         """IrqLine is KVM_IRQ_LINE_STATUS, or KVM_IRQ_LINE: it sets the level that line source 0 drives on a GSI. All unary
         callers share source 0, and its levels stay until a caller changes them. A Session is a line source of its own,
         whose levels drop when the Session ends. ENXIO if the VM has no irqchip. On s390, where KVM has no such call, each
-        high level does what a write to an irqfd does.
+        high level acts like a write to an irqfd.
         """
 
     @_abc_1.abstractmethod
@@ -1168,8 +1174,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _line_pb2.SignalMsiRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_line_pb2.SignalMsiResponse, _abc.Awaitable[_line_pb2.SignalMsiResponse]]:
-        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see SignalMsiRequest).
-        On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled it.
+        """SignalMsi is KVM_SIGNAL_MSI; ENOTTY on s390. EINVAL if the VM has no irqchip, or the message is invalid (see
+        SignalMsiRequest). On arm64 ENODEV without an interrupt translation service, and EBUSY until the guest has enabled
+        it.
         """
 
     @_abc_1.abstractmethod
@@ -1235,7 +1242,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.AckInterruptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.AckInterruptResponse, _abc.Awaitable[_vcpu_pb2.AckInterruptResponse]]:
-        """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if there is one. EINVAL for
+        """AckInterrupt is a vCPU's INTA: it accepts the interrupt that the vCPU would take now, if any. EINVAL for
         an invalid source. ENXIO if the vCPU has no local APIC.
         """
 
@@ -1255,8 +1262,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.SetIrqchipRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetIrqchipResponse, _abc.Awaitable[_state_pb2.SetIrqchipResponse]]:
-        """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state is of
-        the wrong length or kind. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
+        """SetIrqchip is KVM_SET_IRQCHIP. It accepts what the kernel accepts, raw values included. EINVAL if the state has the
+        wrong length or is another chip's. ENXIO if irqchipd does not hold the VM's PICs and IOAPIC.
         """
 
     @_abc_1.abstractmethod
@@ -1273,7 +1280,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.SetLapicRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetLapicResponse, _abc.Awaitable[_state_pb2.SetLapicResponse]]:
-        """SetLapic is KVM_SET_LAPIC. EINVAL if the state is of the wrong length, the vCPU has no local APIC, or with
+        """SetLapic is KVM_SET_LAPIC. EINVAL if the state has the wrong length, the vCPU has no local APIC, or with
         KVM_X2APIC_API_USE_32BIT_IDS the ID is not the x2APIC's.
         """
 
@@ -1292,7 +1299,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.SetPitResponse, _abc.Awaitable[_state_pb2.SetPitResponse]]:
         """SetPit is KVM_SET_PIT2. It accepts what the kernel accepts, raw values included, and reloads the count of every
-        channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state is of the wrong length,
+        channel. With a struct kvm_pit_state it is KVM_SET_PIT: the flags stay. EINVAL if the state has the wrong length,
         or a field does not fit. ENXIO if the VM has no PIT.
         """
 
@@ -1312,8 +1319,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.SetCpuidRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.SetCpuidResponse, _abc.Awaitable[_vcpu_pb2.SetCpuidResponse]]:
-        """SetCpuid is KVM_SET_CPUID2, as far as the local APIC depends on it. It may be called again. A vCPU for which it was
-        never called has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
+        """SetCpuid is KVM_SET_CPUID2, for the features that the local APIC depends on. It may be called again. By default a
+        vCPU has every feature, and 52 bits of physical address. EINVAL for less than 32 bits or more than 52.
         ENXIO if the vCPU has no local APIC.
         """
 
@@ -1404,9 +1411,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.SetMpStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.SetMpStateResponse, _abc.Awaitable[_vcpu_pb2.SetMpStateResponse]]:
-        """SetMpState is KVM_SET_MP_STATE. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for a state
-        but this and STOPPED. EINVAL for an invalid state. EINVAL for any state but RUNNABLE if the vCPU has no
-        local APIC.
+        """SetMpState is KVM_SET_MP_STATE. EINVAL for an invalid state, and for any state but RUNNABLE if the vCPU has no
+        local APIC. s390: from then on a vCPU runs only while its state is OPERATING; ENXIO for any state but this and
+        STOPPED.
         """
 
     @_abc_1.abstractmethod
@@ -1426,12 +1433,12 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcpu_pb2.HaltRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.HaltResponse, _abc.Awaitable[_vcpu_pb2.HaltResponse]]:
-        """Halt is a vCPU's HLT, or an s390 vCPU's wait: there TakeIrq returns the interrupt that ended the halt, and a wait
-        that no mask lets end is EOPNOTSUPP. It returns as soon as the vCPU has something to take, and has taken it then. A vCPU that
-        waits for INIT or SIPI calls Halt, too; then only these end the halt. A halt is cancelled by cancelling the call,
-        by the call's deadline, and by the end of its Session. If the halt has taken something whose answer was not sent
-        yet, the daemon takes it back and delivers it next. An answer that is on its way when the call is cancelled is
-        lost: to give a halt up without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
+        """Halt is a vCPU's HLT: it takes the first interrupt or signal for the vCPU, and returns it. A vCPU that waits for
+        INIT or SIPI calls Halt, too; then only these end the halt. On s390 Halt is a vCPU's wait: TakeIrq returns the
+        interrupt that ended it, and EOPNOTSUPP means that the masks enable no interrupt. The end of the call, of its
+        deadline or of its Session cancels a halt. If the halt has taken an interrupt or a signal, but the answer was not
+        sent yet, the daemon takes that back and delivers it next. An answer that is on its way when the call is cancelled
+        is lost: to give up a halt without loss, use timeout_ns or a Session's HaltGivenUp. EBUSY while another Halt of the
         vCPU is under way. ENXIO if the vCPU has no local APIC.
         """
 
@@ -1441,9 +1448,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _s390_pb2.S390InterruptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_s390_pb2.S390InterruptResponse, _abc.Awaitable[_s390_pb2.S390InterruptResponse]]:
-        """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have. EBUSY
-        if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set for a
-        vCPU that is not stopped.
+        """S390Interrupt is KVM_S390_INTERRUPT, on a VM or on a vCPU. EINVAL for a type that the VM or a vCPU can't have.
+        EBUSY if a list of floating interrupts is full, an external call or a stop is pending already, or a prefix is set
+        for a vCPU that is not stopped.
         """
 
     @_abc_1.abstractmethod
@@ -1468,7 +1475,7 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _s390_pb2.SetIrqStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_s390_pb2.SetIrqStateResponse, _abc.Awaitable[_s390_pb2.SetIrqStateResponse]]:
-        """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if something is pending. EINVAL for a wrong length, or an interrupt
+        """SetIrqState is KVM_S390_SET_IRQ_STATE. EBUSY if an interrupt is pending. EINVAL for a wrong length, or an interrupt
         that S390Irq would refuse.
         """
 
@@ -1478,8 +1485,8 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _s390_pb2.SetInterruptMasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_s390_pb2.SetInterruptMasksResponse, _abc.Awaitable[_s390_pb2.SetInterruptMasksResponse]]:
-        """SetInterruptMasks tells what the guest has written to its PSW and its control registers: kvm_run's psw_mask, and
-        KVM_SET_SREGS.
+        """SetInterruptMasks sets the masks that the guest has written to its PSW and its control registers: kvm_run's
+        psw_mask, and KVM_SET_SREGS.
         """
 
     @_abc_1.abstractmethod
@@ -1496,10 +1503,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _s390_pb2.TakeIrqRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_s390_pb2.TakeIrqResponse, _abc.Awaitable[_s390_pb2.TakeIrqResponse]]:
-        """TakeIrq takes what an s390 vCPU takes now: of the floating interrupts and its own, the one that comes first in KVM's
-        order and that the masks allow. The vCPU's process then exchanges the PSW in the guest's memory, and tells the new
-        masks. A stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then
-        EINVAL.
+        """TakeIrq takes an s390 vCPU's next interrupt: among the floating interrupts and its own that the masks allow, the
+        first in KVM's order. The vCPU's process then exchanges the PSW in the guest's memory, and sets the new masks. A
+        stop comes last. A stopped vCPU starts, unless GetMpState or SetMpState was called for any vCPU: then EINVAL.
         """
 
     @_abc_1.abstractmethod
@@ -1516,9 +1522,9 @@ class IrqchipServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_pb2.GetInterruptsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trace_pb2.GetInterruptsResponse, _abc.Awaitable[_trace_pb2.GetInterruptsResponse]]:
-        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each, and how long it took from the rise of a
-        line to the acknowledgement, and from there to the end of interrupt. The daemon counts from the first call on, until
-        there was no call for 60 s.
+        """GetInterrupts counts the interrupts of a VM: how often each vCPU took each interrupt, and the times from the rise
+        of a line to the acknowledgement, and from there to the end of interrupt. The daemon begins to count with the first
+        call, and stops after 60 s without a call.
         """
 
     @_abc_1.abstractmethod

@@ -34,7 +34,7 @@ class IrqLineRequest(_message.Message):
     gsi: _builtins.int
     """The global system interrupt. As in KVM, the status of a GSI without a route is -1. arm64: KVM's number of a line,
     with a type (0 a vCPU's IRQ or FIQ, 1 an SPI, 2 a PPI) in bits 27:24, a vCPU in bits 23:16 and 31:28, and a number
-    in bits 15:0, which is 0 or 1 of type 0 and else the INTID.
+    in bits 15:0: 0 or 1 for type 0, otherwise the INTID.
     """
     level: _builtins.bool
     """Whether the caller's line source drives the GSI high. A GSI is high while any source drives it high. A Session can
@@ -256,9 +256,9 @@ Global___SignalMsiResponse: _TypeAlias = SignalMsiResponse  # noqa: Y015
 class RoutingEntry(_message.Message):
     """RoutingEntry connects a GSI to one destination. A GSI may have several pins as destinations, one per chip, or one
     MSI. On s390 a GSI has one adapter; pins and MSIs are EINVAL there, and adapters elsewhere. EFAULT: an adapter's bits
-    are in no memory (see RegisterRegionRequest). EINVAL: a GSI of 4096 or more; an invalid chip or pin; two entries of a GSI for the same chip; an MSI beside
-    another entry of the GSI; invalid flags; a pin in a VM with a split irqchip; an MSI's address that SignalMsi would
-    refuse.
+    are outside the guest's memory (see RegisterRegionRequest). EINVAL: a GSI of 4096 or more; an invalid chip or pin;
+    two entries of a GSI for the same chip; an MSI with another entry of the GSI; invalid flags; a pin in a VM with a
+    split irqchip; an MSI's address that SignalMsi would refuse.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

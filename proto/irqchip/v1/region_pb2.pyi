@@ -66,20 +66,20 @@ class RegisterRegionRequest(_message.Message):
     doorbell is unclaimed.
 
     With ADDRESS_SPACE_MEMORY and memfd, the region is a part of the guest's memory, for other Sessions to map: see
-    GetMemory. This is what KVM_SET_USER_MEMORY_REGION is for the devices of a VMM. The daemon does not access the memory,
-    and it is at no vCPU's bus. Regions of this space are only compared with each other.
+    GetMemory. KVM_SET_USER_MEMORY_REGION does the same for the devices of a VMM. The daemon does not access the memory,
+    and the memory is on no vCPU's bus. Only regions of this space must not overlap it.
 
-    An s390 VM's memory is also for the indicators of adapters. With memfd the daemon sets them itself, atomically. Only
-    an s390 VM's memory may be without memfd. Then the owner sets the indicators: a RegionAccess
-    with one bit in its data asks to set this bit in the byte at its address. The owner answers with what the byte was
-    before; a guest that clears indicators at the same time must be excluded meanwhile. No vCPU waits. IrqLine returns 1
-    for such a GSI, and if the bit was set the interrupt is coalesced without another status.
+    An s390 VM's memory also holds the indicators of adapters. With memfd the daemon sets the indicators itself,
+    atomically. Only an s390 VM's memory may be without memfd. Then the owner sets the indicators: a RegionAccess with
+    one bit in its data asks to set this bit in the byte at its address. The owner answers with the byte's old value, and
+    must exclude a guest that clears indicators meanwhile. No vCPU waits. IrqLine returns 1 for such a GSI. If the bit
+    was already set, the interrupt is coalesced, but the status is still 1.
 
     EEXIST: a chip or another region claims part of the range, or the VM has an irqchip and part of the range is in the
     local APICs' page, FEE00000h. Doorbells of the same range may differ by their datamatch. EBUSY: part of the range was
     lost twice within 30 times the limit, because its owners did not answer in time; for as long again only doorbells may
-    claim it. EINVAL: the space is invalid; the range is empty or too long; there is a datamatch, and the region is not a
-    doorbell of 1, 2, 4 or 8 bytes that the value fits; there is an eventfd, and the region is not a doorbell. ENOSPC:
+    claim it. EINVAL: the space is invalid; the range is empty or too long; a datamatch for a region that is not a
+    doorbell of 1, 2, 4 or 8 bytes, or that does not fit; an eventfd for a region that is not a doorbell. ENOSPC:
     the bus has 1,000 devices, and each doorbell counts as one; the memfds of s390 VMs have 16 TiB. For an eventfd also
     EBADF, EINVAL, EOPNOTSUPP and ENOSPC, as for IrqfdRequest.
     """
@@ -105,17 +105,17 @@ class RegisterRegionRequest(_message.Message):
     datamatch: _builtins.int
     """Only for a doorbell: only a write of this value, and of the region's length, rings. Other writes are unclaimed."""
     eventfd: _builtins.bool
-    """Only for a doorbell: a write adds 1 to an eventfd, and there is no event. The eventfd is the first file descriptor
+    """Only for a doorbell: a write adds 1 to an eventfd, without an event. The eventfd is the first file descriptor
     of the batch's packet that no earlier operation of the batch has used. Only on the AF_UNIX port.
     """
     memfd: _builtins.bool
     """Only for the guest's memory: the memory is a memfd. It is the first file descriptor of the batch's packet that no
-    earlier operation of the batch has used. Only on the AF_UNIX port. EINVAL if the descriptor is no memfd, or the
+    earlier operation of the batch has used. Only on the AF_UNIX port. EINVAL if the descriptor is not a memfd, or the
     memfd is too short; for an s390 VM also if the memfd can't be written, and for others if it is not sealed with
-    F_SEAL_SHRINK: a process that maps the memory would be killed when it reads what is no longer there.
+    F_SEAL_SHRINK: if the memfd shrank, a process that maps the memory would be killed when it reads the missing part.
     """
     offset: _builtins.int
-    """With memfd: where the region begins in the memfd, a multiple of 4096."""
+    """With memfd: the offset of the region in the memfd, a multiple of 4096."""
     def __init__(
         self,
         *,
@@ -162,18 +162,18 @@ class GetMemoryRequest(_message.Message):
     first file descriptor of the batch's packet that no earlier operation of the batch has used. So a client makes a pair
     of sockets, sends one, and receives from the other. Only on the AF_UNIX port.
 
-    Whoever has the memfd can read and write the guest's memory, also after the region has gone.
+    A process that has the memfd can read and write the guest's memory, also after the region has gone.
 
-    ENOENT: no memory is shared at the address or behind it. EINVAL: the descriptor is no unix socket, or takes nothing;
-    or the memfd is not sealed with F_SEAL_SHRINK, as that of an s390 VM may not be. For the descriptor also EBADF and
-    ENOSPC, as for IrqfdRequest.
+    ENOENT: no memory is shared at the address or above it. EINVAL: the descriptor is not a unix socket, or the socket is
+    full; or the memfd is not sealed with F_SEAL_SHRINK, which an s390 VM's need not be. For the descriptor also EBADF
+    and ENOSPC, as for IrqfdRequest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     address: _builtins.int
-    """A guest physical address. The daemon sends the first part of the memory that ends behind this address."""
+    """A guest physical address. The daemon sends the first part of the memory that ends above this address."""
     def __init__(
         self,
         *,
@@ -189,7 +189,7 @@ Global___GetMemoryRequest: _TypeAlias = GetMemoryRequest  # noqa: Y015
 
 @_typing.final
 class GetMemoryResponse(_message.Message):
-    """GetMemoryResponse says which part of the guest's memory the memfd is."""
+    """GetMemoryResponse describes the part of the guest's memory that the memfd holds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -201,7 +201,7 @@ class GetMemoryResponse(_message.Message):
     length: _builtins.int
     """Its length in bytes."""
     offset: _builtins.int
-    """Where it begins in the memfd, a multiple of 4096."""
+    """Its offset in the memfd, a multiple of 4096."""
     def __init__(
         self,
         *,
@@ -219,7 +219,7 @@ Global___GetMemoryResponse: _TypeAlias = GetMemoryResponse  # noqa: Y015
 
 @_typing.final
 class UnregisterRegionRequest(_message.Message):
-    """UnregisterRegionRequest gives a region up. Accesses that wait for its owner are completed as unanswered. ENOENT: the
+    """UnregisterRegionRequest gives up a region. Accesses that wait for its owner are completed as unanswered. ENOENT: the
     Session has no region that starts there, or no doorbell with this datamatch.
     """
 

@@ -3,7 +3,7 @@
 isort:skip_file
 s390: floating interrupts, a vCPU's own interrupts, and adapters. Part of irqchip.proto.
 
-Structures are those of <linux/kvm.h> as an s390 host has them, and so big-endian.
+Structures are those of <linux/kvm.h> on an s390 host, and so big-endian.
 """
 
 from collections import abc as _abc
@@ -31,11 +31,11 @@ class _VcpuResetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VcpuReset.V
     VCPU_RESET_UNSPECIFIED: _VcpuReset.ValueType  # 0
     """Never valid."""
     VCPU_RESET_NORMAL: _VcpuReset.ValueType  # 1
-    """KVM_S390_NORMAL_RESET: the vCPU's own interrupts are gone."""
+    """KVM_S390_NORMAL_RESET: drops the vCPU's own interrupts."""
     VCPU_RESET_INITIAL: _VcpuReset.ValueType  # 2
-    """KVM_S390_INITIAL_RESET: the masks are as before they were set, too."""
+    """KVM_S390_INITIAL_RESET: also resets the masks to their initial values."""
     VCPU_RESET_CLEAR: _VcpuReset.ValueType  # 3
-    """KVM_S390_CLEAR_RESET: as INITIAL, as far as irqchipd has the vCPU."""
+    """KVM_S390_CLEAR_RESET: in irqchipd the same as INITIAL."""
 
 class VcpuReset(_VcpuReset, metaclass=_VcpuResetEnumTypeWrapper):
     """VcpuReset is a reset of an s390 vCPU."""
@@ -43,16 +43,16 @@ class VcpuReset(_VcpuReset, metaclass=_VcpuResetEnumTypeWrapper):
 VCPU_RESET_UNSPECIFIED: VcpuReset.ValueType  # 0
 """Never valid."""
 VCPU_RESET_NORMAL: VcpuReset.ValueType  # 1
-"""KVM_S390_NORMAL_RESET: the vCPU's own interrupts are gone."""
+"""KVM_S390_NORMAL_RESET: drops the vCPU's own interrupts."""
 VCPU_RESET_INITIAL: VcpuReset.ValueType  # 2
-"""KVM_S390_INITIAL_RESET: the masks are as before they were set, too."""
+"""KVM_S390_INITIAL_RESET: also resets the masks to their initial values."""
 VCPU_RESET_CLEAR: VcpuReset.ValueType  # 3
-"""KVM_S390_CLEAR_RESET: as INITIAL, as far as irqchipd has the vCPU."""
+"""KVM_S390_CLEAR_RESET: in irqchipd the same as INITIAL."""
 Global___VcpuReset: _TypeAlias = VcpuReset  # noqa: Y015
 
 @_typing.final
 class S390Adapter(_message.Message):
-    """S390Adapter is where a GSI leads on s390: struct kvm_irq_routing_s390_adapter. Raising the GSI sets the indicator's
+    """S390Adapter is the target of a GSI on s390: struct kvm_irq_routing_s390_adapter. Raising the GSI sets the indicator's
     bit in the guest's memory, and then the summary's. If the summary's bit was not set before, and the adapter is not
     masked, the adapter's interrupt is pending. The bits of memory are numbered in its 64-bit words: bit 0 of a word is
     the lowest bit of its last byte, or, for an adapter that was registered with swap, the highest bit of its first byte.
@@ -210,7 +210,7 @@ class GetIrqStateRequest(_message.Message):
     vcpu: _builtins.int
     """The vCPU."""
     length: _builtins.int
-    """The most bytes that the answer may have; 0: as many as there can be."""
+    """The most bytes of the answer; 0: no limit."""
     def __init__(
         self,
         *,
@@ -250,7 +250,7 @@ Global___GetIrqStateResponse: _TypeAlias = GetIrqStateResponse  # noqa: Y015
 
 @_typing.final
 class SetIrqStateRequest(_message.Message):
-    """SetIrqStateRequest adds interrupts to a vCPU that has none."""
+    """SetIrqStateRequest adds interrupts to a vCPU without pending interrupts of its own."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -297,7 +297,7 @@ Global___SetIrqStateResponse: _TypeAlias = SetIrqStateResponse  # noqa: Y015
 
 @_typing.final
 class InterruptMasks(_message.Message):
-    """InterruptMasks is what of a vCPU's registers says which interrupts the vCPU takes."""
+    """InterruptMasks has the masks in a vCPU's registers of the interrupts that the vCPU takes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -331,7 +331,7 @@ Global___InterruptMasks: _TypeAlias = InterruptMasks  # noqa: Y015
 
 @_typing.final
 class SetInterruptMasksRequest(_message.Message):
-    """SetInterruptMasksRequest tells a vCPU's masks. They are 0, with CR0 E0h and CR14 C2000000h, until they are set."""
+    """SetInterruptMasksRequest sets a vCPU's masks. Initially they are 0, except CR0 (E0h) and CR14 (C2000000h)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -462,7 +462,7 @@ class TakeIrqResponse(_message.Message):
 
     IRQ_FIELD_NUMBER: _builtins.int
     irq: _builtins.bytes
-    """struct kvm_s390_irq; absent if the masks allow none that is pending."""
+    """struct kvm_s390_irq; absent if the masks allow no pending interrupt."""
     def __init__(
         self,
         *,
@@ -527,7 +527,7 @@ Global___ResetVcpuResponse: _TypeAlias = ResetVcpuResponse  # noqa: Y015
 
 @_typing.final
 class S390Snapshot(_message.Message):
-    """S390Snapshot is the state of an s390 VM beside its routes."""
+    """S390Snapshot is the state of an s390 VM, without its routes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -547,7 +547,7 @@ class S390Snapshot(_message.Message):
     """Whether the VM has a FLIC that CreateDevice made."""
     @_builtins.property
     def flic(self) -> Global___FlicSnapshot:
-        """The FLIC, whose interrupts and adapters are there without the device, too."""
+        """The FLIC; its interrupts and adapters exist without the device, too."""
 
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___S390VcpuSnapshot]:
@@ -629,7 +629,7 @@ class FloatingSnapshot(_message.Message):
     CR14_FIELD_NUMBER: _builtins.int
     MCIC_FIELD_NUMBER: _builtins.int
     pending: _builtins.int
-    """Which of the others are pending: 8000h the service signal, 10000h its events, 1000000h the machine check."""
+    """The other pending interrupts: 8000h the service signal, 10000h its events, 1000000h the machine check."""
     service: _builtins.int
     """The service signal's parameter."""
     cr14: _builtins.int
@@ -638,7 +638,7 @@ class FloatingSnapshot(_message.Message):
     """The machine check's interruption code."""
     @_builtins.property
     def interrupts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Those that KVM keeps in lists: I/O interrupts by subclass, completed page faults, virtio. Each is a
+        """The interrupts that KVM keeps in lists: I/O interrupts by subclass, completed page faults, virtio. Each is a
         struct kvm_s390_irq without the part of its union that the type does not use.
         """
 
@@ -767,7 +767,7 @@ class LocalSnapshot(_message.Message):
     PFAULT_FIELD_NUMBER: _builtins.int
     MACHINE_CHECK_FIELD_NUMBER: _builtins.int
     pending: _builtins.int
-    """Which are pending, one bit each: the kernel's IRQ_PEND_*."""
+    """The pending interrupts, one bit each: the kernel's IRQ_PEND_*."""
     stopped: _builtins.bool
     """Whether the vCPU is stopped."""
     emergencies: _builtins.bytes

@@ -92,7 +92,8 @@ class SessionOpen(_message.Message):
     """A name of the client for people to read: at most 64 printable characters."""
     resume: _builtins.bool
     """Whether to continue as the Session that had this client name when the VM was saved. The Session gets the line
-    source that the restored VM holds detached, with its levels and its resampled GSIs. ENOENT if there is none.
+    source that the restored VM holds detached, with its levels and its resampled GSIs. ENOENT if the VM has none for
+    this name.
     """
     rings: _builtins.bool
     """Only on the AF_UNIX port: whether to make rings in shared memory for the records of this Session (docs/port.md)."""
@@ -509,10 +510,10 @@ Global___Operation: _TypeAlias = Operation  # noqa: Y015
 
 @_typing.final
 class HaltGivenUp(_message.Message):
-    """HaltGivenUp cancels the halt that ends batch `serial`: the halt then times out. If it already took something, the
-    daemon takes that back and delivers it next; then the client ignores the answer, which may be on its way. After a
-    later INIT or reset nothing is delivered again. Only the last halt of a vCPU in this Session can be given up; the
-    daemon ignores others.
+    """HaltGivenUp cancels the halt that ends batch `serial`: the halt then times out. If the halt already took an interrupt
+    or a signal, the daemon takes that back and delivers it next; then the client ignores the answer, which may be on its
+    way. After a later INIT or reset nothing is delivered again. Only the last halt of a vCPU in this Session can be
+    given up; the daemon ignores others.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -574,8 +575,8 @@ class SessionResponse(_message.Message):
 
     @_builtins.property
     def ended(self) -> Global___Error:
-        """Only on the AF_UNIX port, which has no gRPC status: why the Session was not opened, or has ended. The last
-        message.
+        """Only on the AF_UNIX port, which has no gRPC status: the reason why the Session was not opened, or has ended. This
+        is the last message.
         """
 
     def __init__(
@@ -614,8 +615,8 @@ class SessionOpened(_message.Message):
     max_operations: _builtins.int
     """The most operations of a batch."""
     max_message_bytes: _builtins.int
-    """The most bytes of a message from the client, and of the results of a batch in total. An operation whose result does
-    not fit any more fails with E2BIG and changes nothing.
+    """The most bytes of a message from the client, and of the results of a batch in total. An operation whose result
+    would exceed this fails with E2BIG and changes nothing.
     """
     rings: _builtins.bool
     """Whether three descriptors come with this message: the memory of the rings, and the eventfds that wake the daemon
@@ -1012,8 +1013,8 @@ Global___OperationResult: _TypeAlias = OperationResult  # noqa: Y015
 
 @_typing.final
 class Error(_message.Message):
-    """Error says why an operation, a batch or a Session failed. It has the parts of a unary call's status (see Errors in
-    irqchip.proto).
+    """Error is the reason why an operation, a batch or a Session failed. It has the parts of a unary call's status (see
+    Errors in irqchip.proto).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1026,7 +1027,7 @@ class Error(_message.Message):
     reason: _builtins.str
     """The name of the errno, for example "EINVAL"."""
     message: _builtins.str
-    """What is wrong, and what is allowed. Empty if the results of the batch have no room for it."""
+    """A text for people: what is wrong, and what is allowed. Empty if the results of the batch have no room for it."""
     def __init__(
         self,
         *,
@@ -1044,9 +1045,9 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
-    """Event is something that happened in the VM. Unless an event's comment says otherwise, it is never dropped: the daemon
-    merges events of the same kind that the client has not read yet, as the comment says. The order of events is that in
-    which they happened only within the groups that the comments name.
+    """Event is an event of the VM. Unless an event's comment says otherwise, the daemon never drops it, but merges unread
+    events of the same kind as the comment says. Events are in the order in which they happened only within the groups
+    that the comments name.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1133,10 +1134,10 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class InterruptPending(_message.Message):
-    """InterruptPending says that AckInterrupt of a vCPU returns an interrupt. The daemon sends it whenever that becomes
-    true, and when the Session opens if it is true then. On x86, the daemon sends it also when the vCPU has taken an
-    interrupt and another one is left. So the client acknowledges once for an event; to acknowledge until no interrupt is
-    left does no harm. One unread event stands for any number.
+    """InterruptPending reports that AckInterrupt of a vCPU returns an interrupt. The daemon sends it whenever that becomes
+    true, and when the Session opens if it is true then. On x86, the daemon also sends it when the vCPU has taken an
+    interrupt and another one is left. So the client may acknowledge once for each event, or until no interrupt is left.
+    One unread event stands for any number.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1159,10 +1160,10 @@ Global___InterruptPending: _TypeAlias = InterruptPending  # noqa: Y015
 
 @_typing.final
 class VcpuSignal(_message.Message):
-    """VcpuSignal says that a vCPU was sent an NMI, SMI, INIT or SIPI. The signal waits until TakeSignal or a Halt takes it;
-    the client takes signals until none is left. Signals that wait when the Session opens are not reported. One unread
-    event stands for any number of equal ones in a row for the same vCPU. Of different ones the daemon keeps a limited
-    number and counts the others as dropped; the signals themselves still wait.
+    """VcpuSignal reports that a vCPU was sent an NMI, SMI, INIT or SIPI. The signal waits until TakeSignal or a Halt takes
+    it; the client takes signals until none is left. Signals that wait when the Session opens are not reported. One
+    unread event stands for any number of equal ones in a row for the same vCPU. The daemon keeps a limited number of
+    different ones and counts the others as dropped; the signals themselves still wait.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1173,7 +1174,7 @@ class VcpuSignal(_message.Message):
     vcpu: _builtins.int
     """The vCPU."""
     ignored: _builtins.bool
-    """For a SIPI: the vCPU did not wait for a SIPI, and so does not take this one."""
+    """For a SIPI: the vCPU was not waiting for a SIPI, and so does not take this one."""
     @_builtins.property
     def signal(self) -> _vcpu_pb2.Signal:
         """The signal."""
@@ -1221,8 +1222,8 @@ Global___IoapicEoi: _TypeAlias = IoapicEoi  # noqa: Y015
 
 @_typing.final
 class GsiAcknowledged(_message.Message):
-    """GsiAcknowledged says that the guest ended an interrupt of a GSI. It is sent whenever the kernel's ack notifiers are
-    called: for an EOI at the local APIC or the PIC, a specific EOI of an idle line, an automatic EOI, a poll, and an
+    """GsiAcknowledged reports that the guest ended an interrupt of a GSI. It is sent whenever the kernel's ack notifiers
+    are called: for an EOI at the local APIC or the PIC, a specific EOI of an idle line, an automatic EOI, a poll, and an
     edge that ICW1 discards. Unread events of a GSI are merged.
     """
 
@@ -1250,7 +1251,7 @@ Global___GsiAcknowledged: _TypeAlias = GsiAcknowledged  # noqa: Y015
 
 @_typing.final
 class GsiMasked(_message.Message):
-    """GsiMasked says that the mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers. Of unread
+    """GsiMasked reports that the mask bit of a pin that a GSI leads to has changed: the kernel's mask notifiers. Of unread
     events of a GSI only the last is sent.
     """
 
@@ -1278,9 +1279,9 @@ Global___GsiMasked: _TypeAlias = GsiMasked  # noqa: Y015
 
 @_typing.final
 class GsiResampled(_message.Message):
-    """GsiResampled says that the interrupt of a GSI that this Session resamples was acknowledged, and that the GSI went
-    low. A device that still asserts its line raises the GSI again. It stands for the write to KVM's resamplefd. Unread
-    events of a GSI are merged.
+    """GsiResampled reports that the interrupt of a GSI that this Session resamples was acknowledged, and that the GSI went
+    low. A device that still asserts its line raises the GSI again. The event replaces KVM's write to the resamplefd.
+    Unread events of a GSI are merged.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1356,7 +1357,7 @@ Global___RegionAccess: _TypeAlias = RegionAccess  # noqa: Y015
 @_typing.final
 class Doorbell(_message.Message):
     """Doorbell is a write to a doorbell of this Session. No vCPU waits for it. It is in order with RegionAccesses. Equal
-    writes in a row are one event while they are unread. Of different ones the daemon keeps a limited number and counts
+    writes in a row are one event while they are unread. The daemon keeps a limited number of different ones and counts
     the others as dropped.
     """
 
@@ -1396,8 +1397,9 @@ Global___Doorbell: _TypeAlias = Doorbell  # noqa: Y015
 
 @_typing.final
 class RegionsLost(_message.Message):
-    """RegionsLost says that the Session did not answer an access in time. Its accesses were completed as unanswered, and it
-    has no regions any more. It may register them again (see RegisterRegionRequest). It is in order with RegionAccesses.
+    """RegionsLost reports that the Session did not answer an access in time. Its accesses were completed as unanswered, and
+    all its regions have gone. It may register them again (see RegisterRegionRequest). It is in order with
+    RegionAccesses.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1424,8 +1426,8 @@ Global___RegionsLost: _TypeAlias = RegionsLost  # noqa: Y015
 
 @_typing.final
 class VmReset(_message.Message):
-    """VmReset says that ResetVm has reset the VM. Every Session of the VM gets it. It is in order with RegionAccesses:
-    those that come after it are accesses after the reset. Of unread events only the last is sent.
+    """VmReset reports that ResetVm has reset the VM. Every Session of the VM gets it. It is in order with RegionAccesses:
+    RegionAccesses after it are accesses after the reset. Of unread events only the last is sent.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1448,7 +1450,7 @@ Global___VmReset: _TypeAlias = VmReset  # noqa: Y015
 
 @_typing.final
 class EventsDropped(_message.Message):
-    """EventsDropped says that VcpuSignal or Doorbell events were dropped here, because the client did not read them in
+    """EventsDropped reports that VcpuSignal or Doorbell events were dropped here, because the client did not read them in
     time. In a Watch it counts trace events.
     """
 

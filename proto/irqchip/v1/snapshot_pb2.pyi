@@ -121,7 +121,7 @@ Global___RestoreVmResponse: _TypeAlias = RestoreVmResponse  # noqa: Y015
 @_typing.final
 class VmSnapshot(_message.Message):
     """VmSnapshot is the state of a whole VM. Times are in nanoseconds of the VM's time. If the kernel has a struct for a
-    chip, the snapshot has the bytes of the struct, and beside them the state that the struct lacks.
+    chip, the snapshot has the bytes of the struct, and separately the state that the struct lacks.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -166,13 +166,13 @@ class VmSnapshot(_message.Message):
     apic_bus_ns: _builtins.int
     """The duration of one count of the APIC timers, in nanoseconds; 0 means 1."""
     max_vcpu_ids: _builtins.int
-    """One more than the highest vCPU id; 0 if it is not set and there is no vCPU."""
+    """One more than the highest vCPU id; 0 if it is not set and no vCPU exists."""
     boot_vcpu: _builtins.int
     """The id of the boot CPU."""
     mapped_vcpus: _builtins.int
-    """The number of vCPUs in the map from destinations to local APICs; absent if there is no map."""
+    """The number of vCPUs in the map from destinations to local APICs; absent without a map."""
     architecture: _vm_pb2.Architecture.ValueType
-    """The VM's architecture. 0, as daemons wrote it that knew no other, is x86."""
+    """The VM's architecture. 0, from older daemons, is x86."""
     @_builtins.property
     def routing(self) -> _containers.RepeatedCompositeFieldContainer[_line_pb2.RoutingEntry]:
         """The routing table."""
@@ -183,7 +183,7 @@ class VmSnapshot(_message.Message):
 
     @_builtins.property
     def pit(self) -> Global___PitSnapshot:
-        """The PIT, if there is one."""
+        """The PIT, if any."""
 
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___VcpuSnapshot]:
@@ -199,13 +199,14 @@ class VmSnapshot(_message.Message):
 
     @_builtins.property
     def arm64(self) -> Global___Arm64Snapshot:
-        """What an arm64 VM has beside routing, asserted_gsis and sources. asserted_gsis and SourceSnapshot.asserted then have
-        lines: an SPI's line is its INTID; 1024 + 32 * vCPU + n is a vCPU's PPI n, or n is 0 for its IRQ, 1 for its FIQ.
+        """The state of an arm64 VM besides routing, asserted_gsis and sources. In such a VM, asserted_gsis and
+        SourceSnapshot.asserted have lines: an SPI's line is its INTID; 1024 + 32 * vCPU + n is a vCPU's PPI n, or n is 0
+        for its IRQ, 1 for its FIQ.
         """
 
     @_builtins.property
     def s390(self) -> _s390_pb2.S390Snapshot:
-        """What is an s390 VM's."""
+        """The state of an s390 VM."""
 
     def __init__(
         self,
@@ -458,7 +459,7 @@ class VcpuSnapshot(_message.Message):
     handled: _builtins.bytes
     """The vectors whose EOI goes to the IOAPIC: a little-endian number in which bit n is vector n."""
     stale: _builtins.int
-    """The highest of these vectors that no route sends to this vCPU any more; -1 if there is none."""
+    """The highest of these vectors that no route sends to this vCPU now; -1 without such a vector."""
     scan: _builtins.bool
     """Whether the next entry into the guest computes these vectors again."""
     nmi_watchdog: _builtins.bool
@@ -480,12 +481,10 @@ class VcpuSnapshot(_message.Message):
     last_sipi: _builtins.int
     """The vector of the last SIPI, including an ignored one."""
     unhalted: _builtins.bool
-    """Whether the vCPU got a remote read and was not woken since."""
+    """Whether the vCPU got a remote read that has not ended a halt yet."""
     @_builtins.property
     def queued(self) -> _containers.RepeatedCompositeFieldContainer[_vcpu_pb2.Interrupt]:
-        """Interrupts to take before any other, in this order, at most 32. Halts took them, and their clients did not get
-        them.
-        """
+        """Interrupts to take before any other, in this order, at most 32. Halts took them, but the clients did not get them."""
 
     def __init__(
         self,
@@ -634,21 +633,21 @@ class Arm64Snapshot(_message.Message):
     GICV3_FIELD_NUMBER: _builtins.int
     ITS_FIELD_NUMBER: _builtins.int
     gic_version: _builtins.int
-    """The GIC that the VM's host has, as in GicProperties; 0 is either version."""
+    """The version of the host's GIC, as in GicProperties; 0 is either version."""
     list_registers: _builtins.int
     """The number of list registers of a vCPU."""
     priority_bits: _builtins.int
     """The number of priority bits of a GICv3's CPU interface."""
     interrupts: _builtins.int
-    """The number of INTIDs that user space has asked for, or that the GIC has; 0 if that is open."""
+    """The number of INTIDs that user space has set, or that the GIC has; 0 if not set."""
     initialised: _builtins.bool
     """Whether the GIC is initialised."""
     ready: _builtins.bool
     """Whether its frames are on the bus: a vCPU has run."""
     dead: _builtins.bool
-    """Whether the VM is dead, because a vCPU was to run and the frames could not be mapped."""
+    """Whether the VM is dead, because the frames could not be mapped when a vCPU tried to run."""
     features: _builtins.int
-    """The features of the vCPUs that are initialised; absent if none is."""
+    """The features of the initialised vCPUs; absent if no vCPU is initialised."""
     timer_interrupts_fixed: _builtins.bool
     """Whether they are fixed: a vCPU has run."""
     dist_address: _builtins.int
@@ -677,11 +676,11 @@ class Arm64Snapshot(_message.Message):
 
     @_builtins.property
     def gicv2(self) -> Global___GicV2Snapshot:
-        """The GICv2, if there is one."""
+        """The GICv2, if any."""
 
     @_builtins.property
     def gicv3(self) -> Global___GicV3Snapshot:
-        """The GICv3, if there is one."""
+        """The GICv3, if any."""
 
     @_builtins.property
     def its(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItsSnapshot]:
@@ -745,11 +744,11 @@ class ItsSnapshot(_message.Message):
     enabled: _builtins.bool
     """Whether the guest has enabled it."""
     cbaser: _builtins.int
-    """GITS_CBASER: where the queue of commands is."""
+    """GITS_CBASER: the address of the queue of commands."""
     cwriter: _builtins.int
     """GITS_CWRITER: the offset of the guest's next command."""
     creadr: _builtins.int
-    """GITS_CREADR: the offset of the next command to do."""
+    """GITS_CREADR: the offset of the next command to execute."""
     devices: _builtins.int
     """GITS_BASER0: the table of devices."""
     collections: _builtins.int
@@ -792,9 +791,9 @@ class GicRegionSnapshot(_message.Message):
     base: _builtins.int
     """Its address."""
     count: _builtins.int
-    """The number of redistributors it has room for; 0 of a region that grows."""
+    """The number of redistributors that fit; 0 for a region that grows."""
     used: _builtins.int
-    """The number of places that were given away."""
+    """The number of places in use, including those of failed creations."""
     def __init__(
         self,
         *,
@@ -822,7 +821,7 @@ class GicPlaceSnapshot(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     ON_BUS_FIELD_NUMBER: _builtins.int
     region: _builtins.int
-    """The index of its region; absent if that was taken back."""
+    """The index of its region; absent if the region was removed."""
     index: _builtins.int
     """The number of the place in its region."""
     base: _builtins.int
@@ -869,19 +868,19 @@ class Arm64VcpuSnapshot(_message.Message):
     vcpu: _builtins.int
     """The vCPU's id."""
     features: _builtins.int
-    """The features that VcpuInit gave it; absent before that."""
+    """The features from VcpuInit; absent before that."""
     mp_state: _vcpu_pb2.MpState.ValueType
     """The vCPU's run state."""
     initial_state: _vcpu_pb2.MpState.ValueType
-    """The run state that VcpuInit gave it."""
+    """The run state from VcpuInit."""
     has_run: _builtins.bool
     """Whether the vCPU has run."""
     lines: _builtins.int
-    """Its inputs that are high where it has no GIC: bit 0 IRQ, bit 1 FIQ."""
+    """Without a GIC: its inputs that are high, bit 0 IRQ, bit 1 FIQ."""
     stolen_time: _builtins.int
     """The address of the stolen time."""
     pmu_interrupt: _builtins.int
-    """The interrupt of the PMU; 0 if there is none."""
+    """The interrupt of the PMU; 0 without one."""
     pmu_ready: _builtins.bool
     """Whether the PMU is initialised."""
     timers_wired: _builtins.bool
@@ -896,7 +895,7 @@ class Arm64VcpuSnapshot(_message.Message):
 
     @_builtins.property
     def place(self) -> Global___GicPlaceSnapshot:
-        """Where its redistributor is; absent before it has a place."""
+        """The place of its redistributor; absent before it has one."""
 
     def __init__(
         self,
@@ -944,7 +943,7 @@ class TimerSnapshot(_message.Message):
     compare: _builtins.int
     """CNTV_CVAL_EL0 or CNTP_CVAL_EL0."""
     level: _builtins.bool
-    """The level that the timer has last given its interrupt."""
+    """The last level that the timer drove."""
     def __init__(
         self,
         *,
@@ -1021,11 +1020,11 @@ class GicV3Snapshot(_message.Message):
     revision: _builtins.int
     """GICD_IIDR.Revision."""
     has_its: _builtins.bool
-    """Whether there is an interrupt translation service."""
+    """Whether the VM has an interrupt translation service."""
     propbaser: _builtins.int
     """GICR_PROPBASER of all redistributors."""
     zero_affinity: _builtins.int
-    """The index of the vCPU that affinity 0 means, if several were not initialised when a vCPU was first to run."""
+    """The index of the vCPU with affinity 0, if several were not initialised when a vCPU first ran."""
     @_builtins.property
     def cpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GicCpuSnapshot]:
         """The vCPUs' parts, in the order of their creation."""
@@ -1036,7 +1035,7 @@ class GicV3Snapshot(_message.Message):
 
     @_builtins.property
     def redistributors(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedistributorSnapshot]:
-        """What the redistributors have beside cpus, in the same order."""
+        """The redistributors' state besides cpus, in the same order."""
 
     def __init__(
         self,
@@ -1062,7 +1061,7 @@ Global___GicV3Snapshot: _TypeAlias = GicV3Snapshot  # noqa: Y015
 
 @_typing.final
 class RedistributorSnapshot(_message.Message):
-    """RedistributorSnapshot is what a GICv3's vCPU has beside GicCpuSnapshot."""
+    """RedistributorSnapshot is the state of a GICv3's vCPU besides GicCpuSnapshot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1078,9 +1077,9 @@ class RedistributorSnapshot(_message.Message):
     pendbaser: _builtins.int
     """GICR_PENDBASER."""
     priority_bits: _builtins.int
-    """The number of priority bits that user space has left in ICC_CTLR_EL1."""
+    """The number of priority bits in ICC_CTLR_EL1; user space can lower it."""
     id_bits: _builtins.int
-    """ICC_CTLR_EL1.IDbits, as user space has left it."""
+    """ICC_CTLR_EL1.IDbits; user space can lower it."""
     def __init__(
         self,
         *,
@@ -1123,13 +1122,13 @@ class GicCpuSnapshot(_message.Message):
     grpen1: _builtins.int
     """VENG1: whether group 1 is enabled."""
     ackctl: _builtins.int
-    """VAckCtl, of a GICv2."""
+    """VAckCtl, for a GICv2."""
     fiqen: _builtins.int
-    """VFIQEn, of a GICv2."""
+    """VFIQEn, for a GICv2."""
     cbpr: _builtins.int
     """VCBPR: whether group 0's binary point is group 1's, too."""
     eoim: _builtins.int
-    """VEOIM: whether the end only drops the priority."""
+    """VEOIM: whether an end of interrupt only drops the priority."""
     bpr: _builtins.int
     """VBPR0: the binary point of group 0."""
     abpr: _builtins.int
@@ -1150,7 +1149,7 @@ class GicCpuSnapshot(_message.Message):
 
     @_builtins.property
     def ap0r(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The active priorities of group 0; of a GICv2, of both groups."""
+        """The active priorities of group 0; for a GICv2, of both groups."""
 
     @_builtins.property
     def ap1r(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1218,7 +1217,7 @@ class GicInterruptSnapshot(_message.Message):
     active: _builtins.bool
     """Whether it is active."""
     source: _builtins.int
-    """A GICv2's SGI: the CPUs that wait to interrupt, one bit each."""
+    """A GICv2's SGI: the CPUs with a pending SGI, one bit each."""
     active_source: _builtins.int
     """A GICv2's SGI: the CPU whose interrupt is active."""
     targets: _builtins.int
@@ -1226,13 +1225,13 @@ class GicInterruptSnapshot(_message.Message):
     affinity: _builtins.int
     """A GICv3's GICD_IROUTER."""
     target: _builtins.int
-    """The index of the vCPU that gets it next; absent if none does."""
+    """The index of the vCPU that gets it next; absent without one."""
     owner: _builtins.int
-    """What alone may drive the line: 1 is the vCPU's virtual timer, 2 its physical timer, 3 a PMU; 0 is user space."""
+    """The only driver of the line: 1 the vCPU's virtual timer, 2 its physical timer, 3 a PMU; 0 user space."""
     hardware: _builtins.bool
     """Whether it is mapped to an interrupt of the host."""
     physical: _builtins.int
-    """That interrupt."""
+    """The host's interrupt."""
     def __init__(
         self,
         *,
@@ -1291,7 +1290,7 @@ class GicListRegisterSnapshot(_message.Message):
     hardware: _builtins.bool
     """Whether it is mapped to an interrupt of the host."""
     physical: _builtins.int
-    """That interrupt, or the source of a GICv2's SGI."""
+    """The host's interrupt, or the source of a GICv2's SGI."""
     def __init__(
         self,
         *,

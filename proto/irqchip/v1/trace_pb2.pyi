@@ -29,7 +29,7 @@ class _InterruptKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Interru
     INTERRUPT_KIND_UNSPECIFIED: _InterruptKind.ValueType  # 0
     """Not used."""
     INTERRUPT_KIND_OTHER: _InterruptKind.ValueType  # 1
-    """Not known: it was on its way before the counting began, or there are too many interrupts to count each."""
+    """Unknown: it was on its way before the counting began, or there are too many interrupts to count each."""
     INTERRUPT_KIND_PIC: _InterruptKind.ValueType  # 2
     """A PIC."""
     INTERRUPT_KIND_IOAPIC: _InterruptKind.ValueType  # 3
@@ -46,12 +46,12 @@ class _InterruptKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Interru
     """An s390 interrupt."""
 
 class InterruptKind(_InterruptKind, metaclass=_InterruptKindEnumTypeWrapper):
-    """InterruptKind is what brought an interrupt to a vCPU."""
+    """InterruptKind is the source of a vCPU's interrupt."""
 
 INTERRUPT_KIND_UNSPECIFIED: InterruptKind.ValueType  # 0
 """Not used."""
 INTERRUPT_KIND_OTHER: InterruptKind.ValueType  # 1
-"""Not known: it was on its way before the counting began, or there are too many interrupts to count each."""
+"""Unknown: it was on its way before the counting began, or there are too many interrupts to count each."""
 INTERRUPT_KIND_PIC: InterruptKind.ValueType  # 2
 """A PIC."""
 INTERRUPT_KIND_IOAPIC: InterruptKind.ValueType  # 3
@@ -92,14 +92,14 @@ class WatchRequest(_message.Message):
 
     @_builtins.property
     def gsis(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """With GSIs or vCPUs, only events about one of them are sent. Events about a GSI are also those at the chips' pins and
-        the MSIs to which it leads at the time. A line of an arm64 VM has its number of KVM_IRQ_LINE here. ENOSPC if the VM
-        has Watches with 16 other choices of these and of the other fields.
+        """With GSIs or vCPUs, only events about one of them are sent. Events about a GSI include those of the chips' pins and
+        the MSIs that the GSI leads to at the time. An arm64 VM's line has its number from KVM_IRQ_LINE here. ENOSPC if the
+        VM's Watches already have 16 other combinations of these and the other fields.
         """
 
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of vCPUs. Events about a vCPU are what it does and what it is sent."""
+        """Ids of vCPUs. Events about a vCPU are its own actions, and the messages that it gets."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class GetInterruptsRequest(_message.Message):
-    """GetInterruptsRequest asks how often each interrupt came."""
+    """GetInterruptsRequest asks for the counts of interrupts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -143,7 +143,7 @@ Global___GetInterruptsRequest: _TypeAlias = GetInterruptsRequest  # noqa: Y015
 
 @_typing.final
 class GetInterruptsResponse(_message.Message):
-    """GetInterruptsResponse is what was counted."""
+    """GetInterruptsResponse has the counts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,7 +151,7 @@ class GetInterruptsResponse(_message.Message):
     VCPUS_FIELD_NUMBER: _builtins.int
     INTERRUPTS_FIELD_NUMBER: _builtins.int
     counted_ns: _builtins.int
-    """For how long the daemon has counted, nanoseconds."""
+    """The time for which the daemon has counted, nanoseconds."""
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the vCPUs."""
@@ -177,7 +177,7 @@ Global___GetInterruptsResponse: _TypeAlias = GetInterruptsResponse  # noqa: Y015
 
 @_typing.final
 class InterruptCount(_message.Message):
-    """InterruptCount is how often an interrupt came, and how long it took."""
+    """InterruptCount has the counts and times of an interrupt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -210,9 +210,9 @@ class InterruptCount(_message.Message):
     ACCEPT_FIELD_NUMBER: _builtins.int
     EOI_FIELD_NUMBER: _builtins.int
     kind: Global___InterruptKind.ValueType
-    """What brought the interrupt."""
+    """The source of the interrupt."""
     gsi: _builtins.int
-    """The GSI, if there is one."""
+    """The GSI, if any."""
     number: _builtins.int
     """The vector, the INTID, or the type of an s390 interrupt."""
     level: _builtins.bool
@@ -267,7 +267,9 @@ class Latency(_message.Message):
     """The sum of the times, nanoseconds."""
     @_builtins.property
     def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Bucket n counts times of at most 2^n ns that were longer than half of that. The last one counts all that are longer."""
+        """Bucket n counts times of at most 2^n ns that were longer than half of that. The last bucket counts all longer
+        times.
+        """
 
     def __init__(
         self,
@@ -285,7 +287,7 @@ Global___Latency: _TypeAlias = Latency  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """WatchResponse is one trace event, or the number of dropped ones; and what comes after, if the client takes batches."""
+    """WatchResponse is one trace event, or the number of dropped ones; and further messages, if the client takes batches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -307,7 +309,7 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchResponse]:
-        """The messages behind this one, in their order, if the request has batches. They have no more."""
+        """The messages after this one, in order, if the request has batches. In these, `more` is empty."""
 
     def __init__(
         self,
@@ -329,7 +331,7 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class ProbesChanged(_message.Message):
-    """ProbesChanged are what a logic analyser would see of the VM's lines and chips."""
+    """ProbesChanged has the state of the VM's lines and chips, as for a logic analyser."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -337,12 +339,12 @@ class ProbesChanged(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
     time_ns: _builtins.int
-    """Nanoseconds of the daemon's monotonic clock: when an operation on the VM that caused an event has ended."""
+    """Nanoseconds of the daemon's monotonic clock: the end of an operation on the VM that caused an event."""
     all: _builtins.bool
     """Whether these are all probes; lines that are low are left out."""
     @_builtins.property
     def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Probe]:
-        """The probes that have another value now."""
+        """The probes that have changed."""
 
     def __init__(
         self,
@@ -371,7 +373,7 @@ class Probe(_message.Message):
     name: _builtins.str
     """The name, for example "pic0.irr", "ioapic0.remote_irr", "lapic0.isr", "gic.spi.pending", or "gsi4" for a line."""
     width: _builtins.int
-    """How many bits it has. A line has a bit for each line source, which says whether the source drives the line high."""
+    """The number of its bits. A line has a bit for each line source: whether the source drives the line high."""
     value: _builtins.bytes
     """The value, little-endian."""
     def __init__(
@@ -404,8 +406,8 @@ class TraceEvent(_message.Message):
     """The kernel's name of the tracepoint, for example "kvm_pic_set_irq"."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceField]:
-        """The values that the tracepoint recorded, in the kernel's order. Where the kernel's has none, the field "vcpu" is
-        the vCPU that did it: the kernel's trace shows the task instead.
+        """The values that the tracepoint recorded, in the kernel's order. If the kernel's tracepoint has no vCPU, the field
+        "vcpu" is the vCPU that caused the event: the kernel's trace shows the task instead.
         """
 
     def __init__(

@@ -36,7 +36,7 @@ class _InterruptSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inter
     INTERRUPT_SOURCE_FIQ: _InterruptSource.ValueType  # 4
     """arm64: the vCPU's FIQ is asserted; likewise."""
     INTERRUPT_SOURCE_FLIC: _InterruptSource.ValueType  # 5
-    """Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
+    """Only in a HaltResponse of an s390 VM: TakeIrq returns the interrupt that ended the halt. The vector is 0."""
 
 class InterruptSource(_InterruptSource, metaclass=_InterruptSourceEnumTypeWrapper):
     """InterruptSource is the chip that supplies a vCPU's interrupt."""
@@ -54,7 +54,7 @@ INTERRUPT_SOURCE_IRQ: InterruptSource.ValueType  # 3
 INTERRUPT_SOURCE_FIQ: InterruptSource.ValueType  # 4
 """arm64: the vCPU's FIQ is asserted; likewise."""
 INTERRUPT_SOURCE_FLIC: InterruptSource.ValueType  # 5
-"""Only in a HaltResponse of an s390 VM: TakeIrq returns what ended the halt. The vector is 0."""
+"""Only in a HaltResponse of an s390 VM: TakeIrq returns the interrupt that ended the halt. The vector is 0."""
 Global___InterruptSource: _TypeAlias = InterruptSource  # noqa: Y015
 
 class _SignalKind:
@@ -222,7 +222,7 @@ class AckInterruptResponse(_message.Message):
     INTERRUPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def interrupt(self) -> Global___Interrupt:
-        """The interrupt; absent if there is none to take."""
+        """The interrupt; absent if no interrupt can be taken."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ Global___AckInterruptResponse: _TypeAlias = AckInterruptResponse  # noqa: Y015
 
 @_typing.final
 class Signal(_message.Message):
-    """Signal is something other than an interrupt that a vCPU takes."""
+    """Signal is an NMI, SMI, INIT, SIPI or remote read that a vCPU takes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -349,7 +349,7 @@ Global___HaltRequest: _TypeAlias = HaltRequest  # noqa: Y015
 
 @_typing.final
 class HaltResponse(_message.Message):
-    """HaltResponse says what ended the halt."""
+    """HaltResponse is the outcome of the halt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -589,8 +589,8 @@ Global___SetMpStateResponse: _TypeAlias = SetMpStateResponse  # noqa: Y015
 
 @_typing.final
 class VcpuEvents(_message.Message):
-    """VcpuEvents is the part of struct kvm_vcpu_events that irqchipd holds: what waits for delivery to a vCPU and is not in
-    the state of a chip. The process that runs the vCPU holds the rest.
+    """VcpuEvents is the part of struct kvm_vcpu_events that irqchipd holds: a vCPU's pending events outside the state of
+    the chips. The process that runs the vCPU holds the rest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -664,7 +664,7 @@ Global___VcpuEvents: _TypeAlias = VcpuEvents  # noqa: Y015
 
 @_typing.final
 class GetVcpuEventsRequest(_message.Message):
-    """GetVcpuEventsRequest asks for what waits for a vCPU."""
+    """GetVcpuEventsRequest asks for a vCPU's pending events."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -690,7 +690,7 @@ Global___GetVcpuEventsRequest: _TypeAlias = GetVcpuEventsRequest  # noqa: Y015
 
 @_typing.final
 class GetVcpuEventsResponse(_message.Message):
-    """GetVcpuEventsResponse is what waits for a vCPU."""
+    """GetVcpuEventsResponse has a vCPU's pending events."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -714,7 +714,7 @@ Global___GetVcpuEventsResponse: _TypeAlias = GetVcpuEventsResponse  # noqa: Y015
 
 @_typing.final
 class SetVcpuEventsRequest(_message.Message):
-    """SetVcpuEventsRequest sets what waits for a vCPU."""
+    """SetVcpuEventsRequest sets a vCPU's pending events."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -830,7 +830,7 @@ class ShareLapicRequest(_message.Message):
     daemon stops copying when the Session ends or the VM is deleted, and pauses while a Watch observes the VM.
 
     EINVAL: another kind of descriptor. EBADF: no descriptor is left. EBUSY: a Session shares this local APIC already.
-    ENXIO: the vCPU has no local APIC. ENOSPC: the daemon's limit of eventfds is reached, in which these memfds count.
+    ENXIO: the vCPU has no local APIC. ENOSPC: the daemon's limit of eventfds, which includes these memfds, is reached.
     EOPNOTSUPP: the Session is not on the AF_UNIX port, or the host is not Linux on x86-64.
     """
 

@@ -31,7 +31,7 @@ class _ClockKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClockKind.V
     CLOCK_KIND_REAL: _ClockKind.ValueType  # 1
     """The daemon's monotonic clock."""
     CLOCK_KIND_VIRTUAL: _ClockKind.ValueType  # 2
-    """AdvanceClock alone: the same operations give exactly the same state."""
+    """Only AdvanceClock: the same operations give exactly the same state."""
 
 class ClockKind(_ClockKind, metaclass=_ClockKindEnumTypeWrapper):
     """ClockKind is the source of a VM's time."""
@@ -41,7 +41,7 @@ CLOCK_KIND_UNSPECIFIED: ClockKind.ValueType  # 0
 CLOCK_KIND_REAL: ClockKind.ValueType  # 1
 """The daemon's monotonic clock."""
 CLOCK_KIND_VIRTUAL: ClockKind.ValueType  # 2
-"""AdvanceClock alone: the same operations give exactly the same state."""
+"""Only AdvanceClock: the same operations give exactly the same state."""
 Global___ClockKind: _TypeAlias = ClockKind  # noqa: Y015
 
 class _Architecture:
@@ -60,7 +60,7 @@ class _ArchitectureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Architec
     """Floating interrupts and adapter interrupts."""
 
 class Architecture(_Architecture, metaclass=_ArchitectureEnumTypeWrapper):
-    """Architecture is the kind of processor that a VM has, and so of interrupt controller."""
+    """Architecture is the kind of a VM's processor, and so of its interrupt controller."""
 
 ARCHITECTURE_UNSPECIFIED: Architecture.ValueType  # 0
 """In a request: x86."""
@@ -83,7 +83,7 @@ class _IrqchipModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IrqchipMo
     IRQCHIP_MODE_NONE: _IrqchipMode.ValueType  # 1
     """None."""
     IRQCHIP_MODE_FULL: _IrqchipMode.ValueType  # 2
-    """The PICs, the IOAPIC and the local APICs; or a GIC; or what s390 has."""
+    """The PICs, the IOAPIC and the local APICs; or a GIC; or s390's floating interrupt controller."""
     IRQCHIP_MODE_SPLIT: _IrqchipMode.ValueType  # 3
     """The local APICs. The VMM holds the PICs and the IOAPIC."""
 
@@ -95,7 +95,7 @@ IRQCHIP_MODE_UNSPECIFIED: IrqchipMode.ValueType  # 0
 IRQCHIP_MODE_NONE: IrqchipMode.ValueType  # 1
 """None."""
 IRQCHIP_MODE_FULL: IrqchipMode.ValueType  # 2
-"""The PICs, the IOAPIC and the local APICs; or a GIC; or what s390 has."""
+"""The PICs, the IOAPIC and the local APICs; or a GIC; or s390's floating interrupt controller."""
 IRQCHIP_MODE_SPLIT: IrqchipMode.ValueType  # 3
 """The local APICs. The VMM holds the PICs and the IOAPIC."""
 Global___IrqchipMode: _TypeAlias = IrqchipMode  # noqa: Y015
@@ -109,7 +109,7 @@ class _ResetReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResetReas
     RESET_REASON_UNSPECIFIED: _ResetReason.ValueType  # 0
     """No cause was given."""
     RESET_REASON_OPERATOR: _ResetReason.ValueType  # 1
-    """Someone outside the guest: the machine's reset button."""
+    """From outside the guest: the machine's reset button."""
     RESET_REASON_GUEST: _ResetReason.ValueType  # 2
     """The guest, for example through the keyboard controller."""
     RESET_REASON_FAULT: _ResetReason.ValueType  # 3
@@ -123,7 +123,7 @@ class ResetReason(_ResetReason, metaclass=_ResetReasonEnumTypeWrapper):
 RESET_REASON_UNSPECIFIED: ResetReason.ValueType  # 0
 """No cause was given."""
 RESET_REASON_OPERATOR: ResetReason.ValueType  # 1
-"""Someone outside the guest: the machine's reset button."""
+"""From outside the guest: the machine's reset button."""
 RESET_REASON_GUEST: ResetReason.ValueType  # 2
 """The guest, for example through the keyboard controller."""
 RESET_REASON_FAULT: ResetReason.ValueType  # 3
@@ -155,7 +155,7 @@ class CreateVmRequest(_message.Message):
     """The VM's architecture. tsc_khz is for x86, gic for arm64: EINVAL if the VM has another architecture."""
     @_builtins.property
     def gic(self) -> Global___GicProperties:
-        """The GIC that the VM's host has."""
+        """The GIC of the VM's host."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ Global___CreateVmRequest: _TypeAlias = CreateVmRequest  # noqa: Y015
 
 @_typing.final
 class GicProperties(_message.Message):
-    """GicProperties describes the GIC of an arm64 host: what KVM works on, as far as a guest sees it."""
+    """GicProperties describes the GIC of an arm64 host, as far as a guest sees it through KVM."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -184,8 +184,8 @@ class GicProperties(_message.Message):
     LIST_REGISTERS_FIELD_NUMBER: _builtins.int
     PRIORITY_BITS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version that CreateDevice and CreateIrqchip can make, 2 or 3; 0: either of them, as on a GICv3 that can be a
-    GICv2, too.
+    """The version that CreateDevice and CreateIrqchip can make, 2 or 3; 0: either of them, as on a GICv3 that can also be
+    a GICv2.
     """
     list_registers: _builtins.int
     """The number of list registers, 2 to 16. 0: 4."""
@@ -411,14 +411,14 @@ class VmInfo(_message.Message):
     """The VM's time at which its next timer expires; absent if no timer runs."""
     lateness_ns: _builtins.int
     """How late the VM's timers are, in nanoseconds; 0 for a virtual clock. A VM whose timers need more than its share of
-    the daemon's time falls behind, and no other VM does.
+    the daemon's time falls behind, without delaying other VMs.
     """
     tsc_khz: _builtins.int
     """The TSC frequency of its vCPUs, in kHz."""
     irqchip: _builtins.bool
     """Whether the VM has the whole irqchip: x86: PICs, an IOAPIC and local APICs; arm64: a GIC."""
     irqchip_mode: Global___IrqchipMode.ValueType
-    """Which part of an irqchip the daemon holds."""
+    """The part of an irqchip that the daemon holds."""
     pit: _builtins.bool
     """Whether the VM has a PIT."""
     asynchronous_interrupts: _builtins.bool
@@ -449,7 +449,7 @@ class VmInfo(_message.Message):
 
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """What CreateDevice has created: the KVM_DEV_TYPE_* numbers of devices 0, 1 and so on, of the first 64."""
+        """The KVM_DEV_TYPE_* numbers of the first 64 devices that CreateDevice has created."""
 
     def __init__(
         self,
@@ -498,10 +498,10 @@ class GicInfo(_message.Message):
     initialised: _builtins.bool
     """Whether the GIC is initialised: it has its SPIs, and no vCPU can be created."""
     interrupts: _builtins.int
-    """The number of INTIDs, with the 32 that each vCPU has of its own; 0 until user space, or the initialisation, sets it."""
+    """The number of INTIDs, including the 32 private ones; 0 until user space, or the initialisation, sets it."""
     @_builtins.property
     def host(self) -> Global___GicProperties:
-        """The GIC of the host. Where CreateVm had 0 for a number, this is the usual one; a version of 0 is as in the request."""
+        """The GIC of the host. A number that was 0 in CreateVm is the default here; a version of 0 stays 0."""
 
     def __init__(
         self,
@@ -521,7 +521,7 @@ Global___GicInfo: _TypeAlias = GicInfo  # noqa: Y015
 
 @_typing.final
 class SessionInfo(_message.Message):
-    """SessionInfo describes a Session, or the detached line source of one."""
+    """SessionInfo describes a Session, or a Session's detached line source."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -609,7 +609,7 @@ class AdvanceClockResponse(_message.Message):
     now_ns: _builtins.int
     """The VM's time, in nanoseconds."""
     remaining_ns: _builtins.int
-    """The rest of the way, in nanoseconds: 0, unless the call stopped after 10,000 expirations."""
+    """The nanoseconds left to move: 0, unless the call stopped after 10,000 expirations."""
     next_timer_ns: _builtins.int
     """The VM's time at which the next timer expires; absent if no timer runs."""
     def __init__(
@@ -685,12 +685,12 @@ class CheckExtensionRequest(_message.Message):
     capability: _builtins.int
     """A KVM_CAP_* number of <linux/kvm.h>."""
     architecture: Global___Architecture.ValueType
-    """The architecture that is asked about."""
+    """The architecture to ask about."""
     vm: _builtins.str
-    """A VM's name: the answer is the VM's, and the architecture is the VM's, too. Empty: the answer is that of /dev/kvm."""
+    """A VM's name: the answer is the VM's, for its own architecture. Empty: the answer is that of /dev/kvm."""
     @_builtins.property
     def gic(self) -> Global___GicProperties:
-        """The GIC of the arm64 host that is asked about."""
+        """The GIC of the arm64 host to ask about."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What the chips of every architecture answer where the guest's instruction raises an exception."""
+"""The answer of the chips of every architecture when the guest's instruction raises an exception."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The 8254 interval timer of a PC, as Linux KVM has it (arch/x86/kvm/i8254.c), with the speaker's port.
+"""The 8254 interval timer of a PC, as in Linux KVM (arch/x86/kvm/i8254.c), with the speaker's port.
 
-Intel 8254 datasheet (231164): three counters of 16 bits. A control word gives a counter its mode and says which halves
-of the count are written and read; the latch and read-back commands hold a count or a status still for a reader. The
-output of counter 0 is the timer interrupt, and counter 2 drives the speaker.
+Intel 8254 datasheet (231164): three counters of 16 bits. A control word sets a counter's mode, and which halves
+of the count are written and read; the latch and read-back commands hold a count or a status for a reader. The output of
+counter 0 is the timer interrupt, and counter 2 drives the speaker.
 
-Nothing here counts: a count is worked out from the time when it is asked for, and channel 0 has one alarm.
+Nothing here counts: a read computes the count from the time, and channel 0 has one alarm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SECOND: Final = 1_000_000_000  # ns
 
 
 class Port:
-    """Where the chip and the speaker's port are on the I/O bus."""
+    """The addresses of the chip and the speaker's port on the I/O bus."""
 
     CHANNEL_0: Final = 0x40
     CHANNEL_1: Final = 0x41
@@ -52,8 +52,8 @@ READ_BACK_NO_STATUS: Final = 0x10
 # Port 61h.
 SPEAKER_GATE: Final = 0x01  # the gate of channel 2
 SPEAKER_DATA_ON: Final = 0x02
-SPEAKER_REFRESH: Final = 4  # the bit that toggles with the refresh of the memory
-SPEAKER_OUT: Final = 5  # the bit that is channel 2's output
+SPEAKER_REFRESH: Final = 4  # the number of the bit that toggles with the memory's refresh
+SPEAKER_OUT: Final = 5  # the number of the bit for channel 2's output
 REFRESH_SHIFT: Final = 14  # KVM: i8254.c speaker_ioport_read; "about 15us" is taken as 2^14 ns
 
 # struct kvm_pit_state2's flags.
@@ -62,51 +62,51 @@ FLAG_SPEAKER_DATA_ON: Final = 0x02
 
 
 class PitWires(Protocol):
-    """What the PIT asks of its VM, and reports to it."""
+    """The calls of the PIT to its VM."""
 
     def now(self) -> int:
         """The time in ns. It never runs backwards."""
 
     def set_pit_alarm(self, deadline: int | None) -> None:
-        """Call timer_expired() once when the time comes, or, if None, not any more; a deadline replaces the last."""
+        """Call timer_expired() once at a time; a deadline replaces the last one, and None stops the alarm."""
 
     def deliver_tick(self) -> None:
-        """Raise and lower GSI 0, and send an NMI where LINT0 passes the PIT's interrupt on as one."""
+        """Raise and lower GSI 0, and send an NMI to CPUs whose LINT0 makes the PIT's interrupt an NMI."""
 
     def deliver_later(self) -> None:
-        """Call deliver() when what is being done is done (the kernel has a thread for it)."""
+        """Call deliver() at the end of the operation (the kernel has a thread for it)."""
 
 
 @dataclass(slots=True)
 class Pit:
-    """The chip, the timer that stands for channel 0's output, and the ticks that wait for an acknowledgement."""
+    """The chip, the timer for channel 0's output, and the ticks that wait for an acknowledgement."""
 
     wires: PitWires
     channels: list[PitChannel]
     flags: int = 0
-    # Whether a tick waits until the one before it is acknowledged. Otherwise the tick is delivered in any case.
+    # Whether a tick waits until the tick before it is acknowledged.
     reinject: bool = True
-    # Ticks that have not been acknowledged: the one that was delivered last, and those that wait.
+    # Ticks that have not been acknowledged: the last delivered tick, and waiting ticks.
     pending: int = 0
     # Whether the last tick has been acknowledged.
     acknowledged: bool = True
-    # ns that channel 0 takes; 0 until it is first started.
+    # Channel 0's period, ns; 0 before the first start.
     period: int = 0
-    # Whether it starts over by itself.
+    # Whether channel 0's timer is periodic.
     periodic: bool = False
-    # When it is due, or was, if it is not running.
+    # When the timer is due, or, if it does not run, was due.
     expires: int | None = None
     running: bool = False
 
     @classmethod
     def at_reset(cls, wires: PitWires) -> Pit:
-        """The chip as it powers on. KVM: i8254.c kvm_create_pit, kvm_pit_reset; the gate of channel 2 is low."""
+        """The chip at power-on. KVM: i8254.c kvm_create_pit, kvm_pit_reset; the gate of channel 2 is low."""
         now = wires.now()
         channels = [PitChannel(), PitChannel(count_load_time=now), PitChannel(gate=0, count_load_time=now)]
         return cls(wires, channels)
 
     def reset(self) -> None:
-        """Power on again; whether ticks wait stays as it was set."""
+        """Power on again; the setting for waiting ticks stays."""
         self._stop_timer()
         fresh = Pit.at_reset(self.wires)
         fresh.reinject = self.reinject
@@ -116,13 +116,13 @@ class Pit:
     # Ports.
 
     def read(self, port: int, size: int) -> int:  # noqa: ARG002
-        """A guest's IN. KVM: i8254.c pit_ioport_read; a byte whatever the size. The control port reads as 0."""
+        """A guest's IN. KVM: i8254.c pit_ioport_read; one byte for any size. The control port reads as 0."""
         if port == Port.CONTROL:
             return 0
         return self._read_counter(port - Port.CHANNEL_0)
 
     def write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002
-        """A guest's OUT. KVM: i8254.c pit_ioport_write; the low byte whatever the size."""
+        """A guest's OUT. KVM: i8254.c pit_ioport_write; the low byte for any size."""
         value &= 0xFF
         if port == Port.CONTROL:
             self._write_control(value)
@@ -142,7 +142,7 @@ class Pit:
         elif access == Access.LATCH:
             self._latch_count(index)
         else:
-            # KVM: i8254.c pit_ioport_write; the old count goes on in the new mode, and what is latched stays latched.
+            # KVM: i8254.c pit_ioport_write; the old count continues in the new mode, and latched values stay.
             channel = self.channels[index]
             channel.rw_mode = channel.read_state = channel.write_state = access
             mode = value >> 1 & 7
@@ -150,9 +150,9 @@ class Pit:
             channel.bcd = value & BCD
 
     def _latch_count(self, index: int) -> None:
-        """Catch the count, unless one is latched.
+        """Latch the count, unless a count is latched already.
 
-        KVM: i8254.c pit_latch_count; a counter that was given no access mode yet does not latch.
+        KVM: i8254.c pit_latch_count; a counter without an access mode does not latch.
         """
         channel = self.channels[index]
         if not channel.count_latched:
@@ -160,7 +160,7 @@ class Pit:
             channel.count_latched = channel.rw_mode
 
     def _latch_status(self, index: int) -> None:
-        """Catch the status, unless one is latched. KVM: i8254.c pit_latch_status; NULL COUNT (bit 6) is never set."""
+        """Latch the status, unless one is latched. KVM: i8254.c pit_latch_status; NULL COUNT (bit 6) is never set."""
         channel = self.channels[index]
         if not channel.status_latched:
             status = self.output(index) << 7 | channel.rw_mode << 4 | channel.mode << 1 | channel.bcd
@@ -168,7 +168,7 @@ class Pit:
             channel.status_latched = 1
 
     def _read_counter(self, index: int) -> int:
-        """The latched status, or else a half of the latched count, or else a half of the count as it is now."""
+        """The latched status, else a half of the latched count, else a half of the current count."""
         channel = self.channels[index]
         if channel.status_latched:
             channel.status_latched = 0
@@ -212,7 +212,7 @@ class Pit:
         return self.channels[index].output(self._elapsed(index))
 
     def set_gate(self, index: int, level: int) -> None:
-        """Drive a channel's GATE. KVM: i8254.c pit_set_gate; only port 61h does, and only channel 2's."""
+        """Drive a channel's GATE. KVM: i8254.c pit_set_gate; only port 61h drives a GATE, and only channel 2's."""
         channel = self.channels[index]
         triggered = (Mode.ONE_SHOT, Mode.RATE_GENERATOR, Mode.SQUARE_WAVE, Mode.HARDWARE_STROBE)
         if channel.gate < level and channel.mode in triggered:
@@ -220,10 +220,10 @@ class Pit:
         channel.gate = level
 
     def _elapsed(self, index: int) -> int:
-        """The ns that a channel has counted for.
+        """The ns since a channel began to count.
 
-        KVM: i8254.c __kpit_elapsed; channel 0 goes by its timer, so at the limit of a short period it is ahead from
-        the start, it begins again at every expiry, and it stands at 0 if it was never started.
+        KVM: i8254.c __kpit_elapsed; channel 0 follows its timer. So with a period below the limit it is ahead from the
+        start, it begins again at every expiry, and it is 0 if the timer was never started.
         """
         now = self.wires.now()
         if index != 0:
@@ -248,7 +248,7 @@ class Pit:
     # The timer.
 
     def _start_timer(self, count: int, *, periodic: bool) -> None:
-        """KVM: i8254.c create_pit_timer; the limit is to later expiries only, the first comes when the count says."""
+        """KVM: i8254.c create_pit_timer; the minimum period delays only later expiries, not the first."""
         if self.flags & FLAG_HPET_LEGACY:
             return
         interval = count * _SECOND // FREQUENCY
@@ -260,13 +260,13 @@ class Pit:
         self.wires.set_pit_alarm(self.expires)
 
     def _stop_timer(self) -> None:
-        """KVM: i8254.c destroy_pit_timer; the count goes on from where the timer was."""
+        """KVM: i8254.c destroy_pit_timer; the count continues from the timer's."""
         if self.running:
             self.running = False
             self.wires.set_pit_alarm(None)
 
     def timer_expired(self) -> None:
-        """The alarm's time has come: a tick. KVM: i8254.c pit_timer_fn; late ticks are made up for one by one."""
+        """The alarm rings: a tick. KVM: i8254.c pit_timer_fn; late ticks follow one by one."""
         if not self.running or self.expires is None:
             return
         if self.reinject:
@@ -281,7 +281,7 @@ class Pit:
     # Ticks.
 
     def deliver(self) -> None:
-        """Deliver a tick, unless it is to wait for the last one's acknowledgement. KVM: i8254.c pit_do_work."""
+        """Deliver a tick, unless it has to wait for the last tick's acknowledgement. KVM: i8254.c pit_do_work."""
         if self.reinject:
             if not self.acknowledged:
                 return
@@ -289,7 +289,7 @@ class Pit:
         self.wires.deliver_tick()
 
     def irq_acked(self) -> None:
-        """GSI 0 was acknowledged. KVM: i8254.c kvm_pit_ack_irq, which listens only while ticks are to wait."""
+        """GSI 0 was acknowledged. KVM: i8254.c kvm_pit_ack_irq, which is registered only while ticks wait."""
         if not self.reinject:
             return
         self.acknowledged = True
@@ -299,12 +299,12 @@ class Pit:
                 self.wires.deliver_later()
 
     def gsi_masked(self, masked: bool) -> None:
-        """GSI 0 was masked or unmasked. KVM: i8254.c pit_mask_notifer, which listens only while ticks are to wait."""
+        """GSI 0 was masked or unmasked. KVM: i8254.c pit_mask_notifer, which is registered only while ticks wait."""
         if self.reinject and not masked:
             self._forget_ticks()
 
     def set_reinject(self, reinject: bool) -> None:
-        """Whether ticks are to wait. KVM: i8254.c kvm_pit_set_reinject; what waits is kept when they no longer do."""
+        """Set whether ticks wait. KVM: i8254.c kvm_pit_set_reinject; waiting ticks stay when it is turned off."""
         if reinject and not self.reinject:
             self._forget_ticks()
         self.reinject = reinject
@@ -317,14 +317,14 @@ class Pit:
     # State.
 
     def state(self) -> PitState:
-        """What KVM_GET_PIT2 gives."""
+        """The state for KVM_GET_PIT2."""
         return PitState(tuple(channel.copy() for channel in self.channels), self.flags)
 
     def restore(self, state: PitState) -> None:
-        """What KVM_SET_PIT2 does: a raw copy, and every count is loaded anew.
+        """KVM_SET_PIT2: a raw copy, and every count is loaded anew.
 
-        KVM: i8254.c kvm_vm_ioctl_set_pit2; when the HPET takes over from channel 0 its timer stops, and its mode is
-        kept for the time when the HPET gives it back.
+        KVM: i8254.c kvm_vm_ioctl_set_pit2; when the HPET takes over from channel 0, the timer stops, and the mode stays
+        until the HPET gives channel 0 back.
         """
         hpet_takes_over = bool(state.flags & ~self.flags & FLAG_HPET_LEGACY)
         self.channels = [channel.copy() for channel in state.channels]
@@ -335,7 +335,7 @@ class Pit:
     def save(self, *, speaker: bool) -> SavedPit:
         """For a snapshot."""
         return SavedPit(
-            state=self.state().pack(),
+            state=PitState(tuple(self.channels), self.flags).pack(),
             speaker=speaker,
             reinject=self.reinject,
             acknowledged=self.acknowledged,
@@ -347,7 +347,7 @@ class Pit:
         )
 
     def resume(self, saved: SavedPit) -> None:
-        """Go on from a snapshot, which has been checked."""
+        """Resume from a checked snapshot."""
         state = PitState.unpack(saved.state)
         self.channels, self.flags = list(state.channels), state.flags
         self.reinject, self.acknowledged, self.pending = saved.reinject, saved.acknowledged, saved.pending
@@ -360,12 +360,12 @@ class Pit:
 
 @dataclass(slots=True)
 class Speaker:
-    """Port 61h as far as the PIT goes: channel 2's gate and output. KVM: i8254.c, with KVM_PIT_SPEAKER_DUMMY."""
+    """The PIT's part of port 61h: channel 2's gate and output. KVM: i8254.c, with KVM_PIT_SPEAKER_DUMMY."""
 
     pit: Pit
 
     def read(self, port: int, size: int) -> int:  # noqa: ARG002
-        """A guest's IN. KVM: i8254.c speaker_ioport_read; a restored gate shows with all its bits."""
+        """A guest's IN. KVM: i8254.c speaker_ioport_read; a restored gate reads with all its bits."""
         pit = self.pit
         refresh = pit.wires.now() >> REFRESH_SHIFT & 1
         data_on = SPEAKER_DATA_ON if pit.flags & FLAG_SPEAKER_DATA_ON else 0

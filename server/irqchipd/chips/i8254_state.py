@@ -1,4 +1,4 @@
-"""What an 8254 holds: its three counters, and what a snapshot keeps of the chip."""
+"""The state of an 8254: its three counters, and the chip in a snapshot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from irqchipd.chips.saved import check, in_range
 
 FREQUENCY: Final = 1_193_182  # Hz of the CLK inputs. KVM: i8254.h KVM_PIT_FREQ
-MAX_COUNT: Final = 0x10000  # what an initial count of 0 means. KVM: i8254.c pit_load_count; in BCD, too
+MAX_COUNT: Final = 0x10000  # the meaning of an initial count of 0. KVM: i8254.c pit_load_count; in BCD, too
 MIN_PERIOD: Final = 200_000  # ns, of a periodic timer. KVM: x86.c min_timer_period_us
 MAX_PENDING: Final = (1 << 31) - 1  # ticks. KVM: i8254.h, an int
 MAX_PERIOD: Final = 0xFFFF_FFFF * 1_000_000_000 // FREQUENCY  # ns; a restored count has 32 bits
@@ -24,9 +24,9 @@ STATE_SIZE: Final = CHANNELS_SIZE + _FLAGS.size  # struct kvm_pit_state2
 
 
 class Access:
-    """Which halves of a count are read and written."""
+    """The halves of a count that are read and written."""
 
-    LATCH: Final = 0  # no access mode but a command: latch the count
+    LATCH: Final = 0  # not an access mode but a command: latch the count
     LSB: Final = 1
     MSB: Final = 2
     WORD: Final = 3  # the low half, then the high one
@@ -34,7 +34,7 @@ class Access:
 
 
 class Mode:
-    """What a counter does."""
+    """The mode of a counter."""
 
     TERMINAL_COUNT: Final = 0
     ONE_SHOT: Final = 1
@@ -49,24 +49,24 @@ class Mode:
 class PitChannel:
     """One counter; the fields are those of struct kvm_pit_channel_state, in its order. The default is the reset state.
 
-    KVM: any of them may hold what no guest could set there, once restored; but a count is never 0.
+    KVM: a restored field may hold any value, also one that no guest can set; but a count is never 0.
     """
 
     # The initial count, 1 to 10000h, or 32 bits if restored.
     count: int = MAX_COUNT
-    # The count that the latch command caught, 16 bits.
+    # The count that the latch command latched, 16 bits.
     latched_count: int = 0
-    # The Access in which latched_count is to be read, 0 if none is latched.
+    # The Access for reading latched_count, 0 if no count is latched.
     count_latched: int = 0
     # Whether the next read gives the latched status.
     status_latched: int = 0
-    # OUT, access, mode and BCD as read-back caught them.
+    # OUT, access, mode and BCD as read-back latched them.
     status: int = 0
-    # Which half the next read gives.
+    # The half that the next read returns.
     read_state: int = 0
-    # Which half the next write is.
+    # The half that the next write sets.
     write_state: int = 0
-    # The low half that was written while the high one is awaited.
+    # The low half, written before the high half.
     write_latch: int = 0
     # The Access of the last control word.
     rw_mode: int = 0
@@ -76,11 +76,11 @@ class PitChannel:
     bcd: int = 0
     # The GATE input.
     gate: int = 1
-    # When the count was loaded, or the gate started it over. KVM: i8254.c pit_load_count; not kept of channel 0.
+    # When the count was loaded, or restarted by the gate. KVM: i8254.c pit_load_count; not kept for channel 0.
     count_load_time: int = 0
 
     def copy(self) -> PitChannel:
-        """The same state, on its own."""
+        """An independent copy."""
         return PitChannel(*_values(self))
 
     def pack(self) -> bytes:
@@ -89,13 +89,13 @@ class PitChannel:
 
     @classmethod
     def unpack(cls, data: bytes) -> PitChannel:
-        """From struct kvm_pit_channel_state; any 24 bytes are a state, as in the kernel."""
+        """From struct kvm_pit_channel_state; any 24 bytes are valid, as in the kernel."""
         return cls(*_CHANNEL.unpack(data))
 
     def counter(self, elapsed: int) -> int:
-        """What the counter stands at, 16 bits, some ns after its count was loaded.
+        """The counter's value, 16 bits, some ns after its count was loaded.
 
-        KVM: i8254.c pit_get_count; GATE stops no counter, and mode 3 counts odd counts as it does even ones.
+        KVM: i8254.c pit_get_count; GATE stops no counter, and mode 3 treats odd counts like even ones.
         """
         ticks = _ticks(elapsed)
         match self.mode:
@@ -103,15 +103,14 @@ class PitChannel:
                 counter = self.count - ticks
             case Mode.SQUARE_WAVE:
                 counter = self.count - 2 * ticks % self.count
-            case _:  # rate generator, and what is no mode
+            case _:  # rate generator, and invalid modes
                 counter = self.count - ticks % self.count
         return counter & 0xFFFF
 
     def output(self, elapsed: int) -> int:
         """The level of OUT some ns after the count was loaded.
 
-        KVM: i8254.c pit_get_out; in modes 1, 2, 4 and 5 it is high where the datasheet's is low, and low where it is
-        high.
+        KVM: i8254.c pit_get_out; in modes 1, 2, 4 and 5 the level is the inverse of the datasheet's.
         """
         ticks = _ticks(elapsed)
         match self.mode:
@@ -124,7 +123,7 @@ class PitChannel:
                 return int(ticks % self.count < half)
             case Mode.SOFTWARE_STROBE | Mode.HARDWARE_STROBE:
                 return int(ticks == self.count)
-            case _:  # terminal count, and what is no mode
+            case _:  # terminal count, and invalid modes
                 return int(ticks >= self.count)
 
 
@@ -138,7 +137,7 @@ def _ticks(elapsed: int) -> int:
 
 @dataclass(slots=True)
 class PitState:
-    """struct kvm_pit_state2: what KVM_GET_PIT2 gives and KVM_SET_PIT2 takes."""
+    """struct kvm_pit_state2, for KVM_GET_PIT2 and KVM_SET_PIT2."""
 
     channels: tuple[PitChannel, ...]
     flags: int = 0
@@ -149,7 +148,7 @@ class PitState:
 
     @classmethod
     def unpack(cls, data: bytes) -> PitState:
-        """From struct kvm_pit_state2; any 112 bytes are a state, as in the kernel."""
+        """From struct kvm_pit_state2; any 112 bytes are valid, as in the kernel."""
         channels = tuple(
             PitChannel.unpack(data[start : start + _CHANNEL.size])
             for start in range(0, CHANNELS * _CHANNEL.size, _CHANNEL.size)
@@ -159,10 +158,10 @@ class PitState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedPit:
-    """The chip as a snapshot holds it: the contract's PitSnapshot."""
+    """The chip in a snapshot: the contract's PitSnapshot."""
 
     state: bytes
-    speaker: bool  # whether there is port 61h
+    speaker: bool  # whether port 61h exists
     reinject: bool
     acknowledged: bool
     pending: int
@@ -172,15 +171,15 @@ class SavedPit:
     running: bool
 
     def check(self, now: int) -> None:
-        """Refuse what no PIT can be at this time."""
-        check(len(self.state) == STATE_SIZE, f"the PIT is not {STATE_SIZE} bytes")
+        """Refuse a state that no PIT can have at this time."""
+        check(len(self.state) == STATE_SIZE, f"the PIT's state has {len(self.state)} bytes, not {STATE_SIZE}")
         channels = PitState.unpack(self.state).channels
         check(all(channel.count for channel in channels), "a channel of the PIT counts from 0")
         for channel in channels[1:]:  # the first has a timer instead
             in_range(channel.count_load_time, 0, now, "count_load_time")
-        check((self.expires_ns is None) == (self.period_ns == 0), "expires_ns and period_ns of the PIT go together")
+        check((self.expires_ns is None) == (self.period_ns == 0), "the PIT has only one of expires_ns and period_ns")
         in_range(self.period_ns, 0, MAX_PERIOD, "period_ns of the PIT")
         in_range(self.pending, 0, MAX_PENDING, "pending of the PIT")
         in_range(self.expires_ns, 0, now + self.period_ns, "expires_ns of the PIT")
-        check(not self.running or self.expires_ns is not None, "the PIT runs and does not expire")
+        check(not self.running or self.expires_ns is not None, "the PIT runs without expires_ns")
         check(not (self.running and self.periodic) or self.period_ns >= MIN_PERIOD, "the PIT's period is too short")

@@ -1,7 +1,7 @@
-"""The 8259A pair of a PC, as Linux KVM has it (arch/x86/kvm/i8259.c), with its edge/level control registers.
+"""The 8259A pair of a PC, as in Linux KVM (arch/x86/kvm/i8259.c), with its edge/level control registers.
 
 Intel 8259A datasheet (231468): ICW1-4 initialise, OCW1 is the mask, OCW2 ends interrupts and rotates, OCW3 selects
-what a read gives. Edge or level is not ICW1's to choose: each line has a bit in the ELCR.
+the register for reads. ICW1 does not choose between edge and level: each line has a bit in the ELCR.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LINES: Final = 8  # inputs of one 8259
 
 
 class Port:
-    """Where the pair is on the I/O bus."""
+    """The addresses of the pair on the I/O bus."""
 
     PRIMARY_COMMAND: Final = 0x20
     PRIMARY_DATA: Final = 0x21
@@ -54,7 +54,7 @@ class Ocw2:
 
 
 class Expect:
-    """What the data port takes next."""
+    """What the data port expects next."""
 
     OCW1: Final = 0
     ICW2: Final = 1
@@ -71,7 +71,7 @@ STATE_SIZE: Final = _STRUCT.size
 
 
 class PicWires(Protocol):
-    """What the pair reports to its VM, and asks of it."""
+    """The calls of the pair to its VM."""
 
     def pic_acked(self, line: int) -> None:
         """Line 0 to 15 of the pair left service (the kernel's ack notifiers)."""
@@ -106,7 +106,7 @@ class I8259:
     read_reg_select: int = 0
     # Whether the next read is a poll.
     poll: int = 0
-    # KVM: i8259.c pic_get_irq; special mask mode is stored and never looked at.
+    # KVM: i8259.c pic_get_irq; special mask mode is stored and never used.
     special_mask: int = 0
     # What the data port expects. Power-on is Expect.OCW1 with base 0: a PIC never initialised gives vector 1 for IRQ 1.
     init_state: int = Expect.OCW1
@@ -121,7 +121,7 @@ class I8259:
     elcr_mask: int = 0
 
     def copy(self) -> I8259:
-        """The same state, on its own."""
+        """An independent copy."""
         return I8259(*_values(self))
 
     def pack(self) -> bytes:
@@ -130,7 +130,7 @@ class I8259:
 
     @classmethod
     def unpack(cls, data: bytes) -> I8259:
-        """From struct kvm_pic_state; any 16 bytes are a state, as in the kernel."""
+        """From struct kvm_pic_state; any 16 bytes are valid, as in the kernel."""
         return cls(*_STRUCT.unpack(data))
 
     def drive(self, line: int, level: int) -> int:
@@ -152,7 +152,7 @@ class I8259:
         return -1 if self.imr & mask else status
 
     def priority(self, lines: int) -> int:
-        """The priority, 0 highest, of the best of some lines; 8 if there are none."""
+        """The priority, 0 highest, of the best of some lines; 8 without a line."""
         if not lines:
             return LINES
         first = self.priority_add & 7
@@ -164,7 +164,7 @@ class I8259:
         return (priority + self.priority_add) & 7
 
     def requested(self, ignore_in_service: int = 0) -> int:
-        """The line that asks for service, or -1: unmasked and of a higher priority than all that are in service."""
+        """The line that requests service, or -1: unmasked, with a higher priority than all lines in service."""
         pending = self.irr & ~self.imr
         if not pending:
             return -1
@@ -185,13 +185,13 @@ class PicPair:
     wires: PicWires
     primary: I8259
     secondary: I8259
-    # INTR, the primary's output. A VM must look at it before INTA: INTA without it is a spurious interrupt.
+    # INTR, the primary's output. A VM must check it before INTA: without INTR, INTA gets a spurious interrupt.
     output: bool = False
-    was_spurious: bool = False  # what the last INTA got
+    was_spurious: bool = False  # whether the last INTA was spurious
 
     @classmethod
     def at_reset(cls, wires: PicWires) -> PicPair:
-        """The pair as it powers on. KVM: i8259.c kvm_pic_init for the ELCR masks."""
+        """The pair at power-on. KVM: i8259.c kvm_pic_init for the ELCR masks."""
         return cls(wires, I8259(elcr_mask=0xF8), I8259(elcr_mask=0xDE))
 
     # Inputs.
@@ -204,10 +204,10 @@ class PicPair:
         return status
 
     def update(self) -> None:
-        """Work out the output again.
+        """Compute the output again.
 
-        KVM: i8259.c pic_update_irq; the secondary's request is a pulse on the cascade line, and nothing takes the
-        primary's IRR bit 2 back when the secondary's line drops.
+        KVM: i8259.c pic_update_irq; the secondary's request is a pulse on the cascade line, and the primary's IRR bit 2
+        stays set when the secondary's line drops.
         """
         primary, secondary = self.primary, self.secondary
         if secondary.irr & ~secondary.imr and secondary.requested() >= 0:
@@ -219,7 +219,7 @@ class PicPair:
             self.wires.pic_output()
 
     def _primary_request(self) -> int:
-        # Special fully nested mode: the secondary's interrupt in service does not hold off another one of its own.
+        # Special fully nested mode: the secondary's interrupt in service does not block the secondary's others.
         nested = 1 << CASCADE if self.primary.special_fully_nested_mode else 0
         return self.primary.requested(nested)
 
@@ -231,7 +231,7 @@ class PicPair:
     def acknowledge(self) -> int:
         """The CPU's INTA cycles: accept the best request and return its vector. KVM: i8259.c kvm_pic_read_irq.
 
-        With no request the answer is spurious (line 7 of the chip asked) and nothing is put in service.
+        Without a request the answer is spurious (line 7 of the chip), and nothing is put in service.
         """
         chip, line = self.primary, self._primary_request()
         if line < 0:
@@ -260,14 +260,14 @@ class PicPair:
             self._retire(chip, line)
 
     def _retire(self, chip: I8259, line: int) -> None:
-        """Take a line out of service and say so. KVM: i8259.c pic_clear_isr; said even of a line that was idle."""
+        """Take a line out of service, and report that. KVM: i8259.c pic_clear_isr; also for an idle line."""
         chip.isr &= ~(1 << line)
         self.wires.pic_acked(line if chip is self.primary else line + LINES)
 
     # Ports.
 
     def read(self, port: int, size: int) -> int:
-        """A guest's IN. KVM: i8259.c picdev_read; anything but a byte reads as 0 and disturbs nothing."""
+        """A guest's IN. KVM: i8259.c picdev_read; any size but a byte reads as 0, without an effect."""
         if size != 1:
             return 0
         match port:
@@ -283,7 +283,7 @@ class PicPair:
                 raise ValueError(f"port {port:#x} is not a PIC's")
 
     def write(self, port: int, size: int, value: int) -> None:
-        """A guest's OUT. KVM: i8259.c picdev_write; anything but a byte is dropped."""
+        """A guest's OUT. KVM: i8259.c picdev_write; any size but a byte is dropped."""
         if size != 1:
             return
         match port:
@@ -295,7 +295,7 @@ class PicPair:
                 self._write_command(self.secondary, value)
             case Port.SECONDARY_DATA:
                 self._write_data(self.secondary, value)
-            case Port.PRIMARY_ELCR:  # KVM: i8259.c elcr_ioport_write; what is latched already stays as it is
+            case Port.PRIMARY_ELCR:  # KVM: i8259.c elcr_ioport_write; latched requests stay
                 self.primary.elcr = value & self.primary.elcr_mask
             case Port.SECONDARY_ELCR:
                 self.secondary.elcr = value & self.secondary.elcr_mask
@@ -313,8 +313,8 @@ class PicPair:
     def _poll(self, chip: I8259) -> int:
         """The read after OCW3's poll command, on either port.
 
-        KVM: i8259.c pic_poll_read; it acknowledges without putting in service, drops even a level request, and a
-        poll of the primary that finds the cascade leaves the secondary alone and the output as it was.
+        KVM: i8259.c pic_poll_read; a poll acknowledges without putting the line in service, and drops even a level
+        request. A poll of the primary that finds the cascade changes neither the secondary nor the output.
         """
         line = self._request(chip)
         if line < 0:
@@ -344,7 +344,7 @@ class PicPair:
             self._end_or_rotate(chip, value >> 5, value & 7)
 
     def _begin_init(self, chip: I8259, value: int) -> None:
-        """ICW1. KVM: i8259.c kvm_pic_reset; level requests survive, and the output is not worked out again."""
+        """ICW1. KVM: i8259.c kvm_pic_reset; level requests stay, and the output is not computed again."""
         discarded = chip.irr & ~chip.elcr
         chip.init4 = value & ICW1_ICW4
         chip.last_irr = 0
@@ -357,7 +357,7 @@ class PicPair:
             chip.special_fully_nested_mode = 0
             chip.auto_eoi = 0
         chip.init_state = Expect.ICW2
-        # KVM: i8259.c kvm_pic_reset; edges that die are acknowledged, if anyone would have taken them.
+        # KVM: i8259.c kvm_pic_reset; lost edges are acknowledged, if a vCPU would have taken them.
         if discarded and self.wires.takes_pic_interrupts():
             for line in range(LINES):
                 if discarded & 1 << line:
@@ -397,13 +397,13 @@ class PicPair:
             case Expect.ICW2:
                 chip.irq_base = value & ICW2_BASE
                 chip.init_state = Expect.ICW3
-            case Expect.ICW3:  # the cascade is wired, its value is of no interest
+            case Expect.ICW3:  # the cascade is fixed, so the value is ignored
                 chip.init_state = Expect.ICW4 if chip.init4 else Expect.OCW1
             case Expect.ICW4:
                 chip.special_fully_nested_mode = int(bool(value & ICW4_SPECIAL_FULLY_NESTED))
                 chip.auto_eoi = int(bool(value & ICW4_AUTO_EOI))
                 chip.init_state = Expect.OCW1
-            case _:  # KVM: i8259.c pic_ioport_write; a restored state can hold any value, and then expects nothing
+            case _:  # KVM: i8259.c pic_ioport_write; with any other restored value a write is ignored
                 pass
 
     def _report_masked(self, chip: I8259, changed: int) -> None:
@@ -416,7 +416,7 @@ class PicPair:
     # State.
 
     def reset(self) -> None:
-        """RESET: both as they power on."""
+        """RESET: both chips at power-on."""
         fresh = PicPair.at_reset(self.wires)
         self.restore(self.primary, fresh.primary)
         self.restore(self.secondary, fresh.secondary)
@@ -428,6 +428,6 @@ class PicPair:
         self.update()
 
     def resume(self, primary: bytes, secondary: bytes, output: bool) -> None:
-        """Go on from a snapshot: STATE_SIZE bytes per chip, and INTR as it was."""
+        """Resume from a snapshot: STATE_SIZE bytes per chip, and INTR."""
         self.primary, self.secondary = I8259.unpack(primary), I8259.unpack(secondary)
         self.output = output

@@ -1,6 +1,6 @@
-"""The 82093AA IOAPIC of a PC, as Linux KVM has it (arch/x86/kvm/ioapic.c).
+"""The 82093AA IOAPIC of a PC, as in Linux KVM (arch/x86/kvm/ioapic.c).
 
-82093AA datasheet (290566): a guest selects a register at offset 00h and reaches it through the window at 10h. Pins
+82093AA datasheet (290566): a guest selects a register at offset 00h and accesses it through the window at 10h. Pins
 are 0 to 23.
 """
 
@@ -22,7 +22,7 @@ RTC_PIN: Final = 8
 
 
 class Offset:
-    """What is where in the window; the rest reads as 0 and ignores writes."""
+    """Offsets in the window; the rest reads as 0 and ignores writes."""
 
     REGISTER_SELECT: Final = 0x00
     REGISTER_WINDOW: Final = 0x10
@@ -42,7 +42,7 @@ class Reg:
 #   63:56        55:17     16    15     14          13        12       11       10:8      7:0
 #   destination  reserved  mask  level  remote IRR  polarity  pending  logical  delivery  vector
 #
-# KVM stores the reserved bits, and polarity without heeding it.
+# KVM stores the reserved bits, and stores but ignores the polarity.
 MASKED: Final = 1 << 16
 LEVEL: Final = 1 << 15
 REMOTE_IRR: Final = 1 << 14
@@ -55,12 +55,12 @@ READ_ONLY: Final = REMOTE_IRR | DELIVERY_STATUS
 LOW_HALF: Final = 0xFFFF_FFFF
 HIGH_HALF: Final = 0xFFFF_FFFF << 32
 
-# KVM: ioapic.c kvm_ioapic_update_eoi_one; a level pin that is high at this many EOIs in a row is served later, so
-# that a guest that does not silence its device gets on.
+# KVM: ioapic.c kvm_ioapic_update_eoi_one; a level pin that is high at this many EOIs in a row is served after a delay,
+# so that a guest that does not silence its device makes progress.
 MAX_SUCCESSIVE_EOIS: Final = 10_000  # IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT
 DELAYED_EOI: Final = 10_000_000  # nanoseconds
 
-# The part of a register that an access takes, by its bytes.
+# The bits of a register that an access of some bytes reads.
 SIZE_MASK: Final = {1: 0xFF, 2: 0xFFFF, 4: LOW_HALF, 8: LOW_HALF}
 
 _STRUCT: Final = struct.Struct(f"<QIIII{PINS}Q")  # struct kvm_ioapic_state
@@ -68,10 +68,10 @@ STATE_SIZE: Final = _STRUCT.size
 
 
 class IoapicWires(Protocol):
-    """What the IOAPIC reports to its VM, and asks of it. CPUs are named by their index, 0 for the first created."""
+    """The calls of the IOAPIC to its VM. CPUs are named by their index, 0 for the first created."""
 
     def deliver(self, message: Message, accepted: MutableMapping[int, int] | None = None) -> int:
-        """Send a message to the local APICs and return KVM's status; note the CPUs that took it, with the vector."""
+        """Send a message to the local APICs and return KVM's status; accepted gets the takers and the vector."""
 
     def ioapic_acked(self, pin: int) -> None:
         """A pin's interrupt was ended (the kernel's ack notifiers)."""
@@ -80,7 +80,7 @@ class IoapicWires(Protocol):
         """A pin's mask bit has changed (the kernel's mask notifiers)."""
 
     def resample(self, pin: int) -> bool:
-        """Ask the resamplers of a pin whether it is still to be high; False without resamplers."""
+        """Ask a pin's resamplers whether the pin should still be high; False without resamplers."""
 
     @property
     def ioapic_noticed(self) -> int:
@@ -90,7 +90,7 @@ class IoapicWires(Protocol):
         """Call serve_delayed after a time, unless a call is due already."""
 
     def asserted_anew(self, pin: int, entry: int, status: int) -> None:
-        """A restored pin was high; what its entry was, and set_pin's status."""
+        """A restored pin was high; entry is its redirection entry, and status set_pin's."""
 
     def entry_changed(self, old: int, new: int) -> None:
         """A redirection entry was written: the CPUs it concerns must scan again which EOIs to report."""
@@ -140,14 +140,14 @@ class IoapicState:
 
     @classmethod
     def unpack(cls, data: bytes) -> IoapicState:
-        """From struct kvm_ioapic_state; any 216 bytes are a state, as in the kernel."""
+        """From struct kvm_ioapic_state; any 216 bytes are valid, as in the kernel."""
         base_address, ioregsel, ioapic_id, irr, pad, *redirection = _STRUCT.unpack(data)
         return cls(base_address, ioregsel, ioapic_id, irr, pad, tuple(redirection))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedIoapic:
-    """The chip as a snapshot holds it. ioapic is struct kvm_ioapic_state, whose irr has the delivered edges, too."""
+    """The chip in a snapshot. ioapic is struct kvm_ioapic_state, whose irr includes the delivered edges."""
 
     ioapic: bytes
     irr_delivered: int
@@ -156,15 +156,15 @@ class SavedIoapic:
     successive_eois: tuple[int, ...]
 
     def check(self, cpus: int) -> None:
-        """Refuse what no IOAPIC beside this many CPUs can be."""
-        check(len(self.ioapic) == STATE_SIZE, f"the IOAPIC is not {STATE_SIZE} bytes")
+        """Refuse a state that no IOAPIC with this many CPUs can have."""
+        check(len(self.ioapic) == STATE_SIZE, f"the IOAPIC's state has {len(self.ioapic)} bytes, not {STATE_SIZE}")
         irr = IoapicState.unpack(self.ioapic).irr
         check(not (irr | self.irr_delivered) >> PINS, f"irr has more than {PINS} pins")
         for cpu, vector in self.rtc_vectors.items():
             in_range(cpu, 0, cpus - 1, "a vCPU of rtc_vectors")
             in_range(vector, 0, 0xFF, "a vector of rtc_vectors")
         in_range(self.rtc_pending_eoi, 0, cpus, "rtc_pending_eoi")
-        check(len(self.successive_eois) == PINS, f"successive_eois are not {PINS}")
+        check(len(self.successive_eois) == PINS, f"{len(self.successive_eois)} successive_eois, not {PINS}")
         for count in self.successive_eois:
             in_range(count, 0, MAX_SUCCESSIVE_EOIS - 1, "one of successive_eois")
 
@@ -186,7 +186,7 @@ class Ioapic:
     # KVM: delivered edges. They stay in irr, hidden from readers, so that a line still high is not a new edge.
     irr_delivered: int = 0
     rtc: RtcTracking = field(default_factory=RtcTracking)
-    # Of each pin: EOIs in a row that found it high.
+    # For each pin: EOIs in a row that found it high.
     successive_eois: list[int] = field(default_factory=lambda: [0] * PINS)
 
     # Inputs.
@@ -194,12 +194,12 @@ class Ioapic:
     def set_pin(self, pin: int, level: int, line_status: bool = True) -> int:
         """Drive a pin and return KVM's status: -1 masked or not ended yet, 0 coalesced or not taken, or how many CPUs.
 
-        KVM: ioapic.c ioapic_set_irq. line_status is whether the caller reads the status, on which the tracking of
-        the RTC's ticks depends.
+        KVM: ioapic.c ioapic_set_irq. line_status: the caller reads the status; the tracking of the RTC's ticks depends
+        on this.
         """
         mask = 1 << pin
         if not level:
-            self.irr &= ~mask  # even of an edge
+            self.irr &= ~mask  # also for an edge
             return 1
         if pin == RTC_PIN and line_status and self.rtc.pending_eoi > 0:
             return 0
@@ -212,7 +212,7 @@ class Ioapic:
         return self._service(pin, line_status)
 
     def _service(self, pin: int, line_status: bool) -> int:
-        """Deliver a pin's interrupt. KVM: ioapic.c ioapic_service; -1 under remote IRR, whatever its comment says."""
+        """Deliver a pin's interrupt. KVM: ioapic.c ioapic_service; -1 under remote IRR, despite its comment."""
         entry = self.redirection[pin]
         if entry & MASKED or (entry & LEVEL and entry & REMOTE_IRR):
             return -1
@@ -232,7 +232,7 @@ class Ioapic:
     def end_of_interrupt(self, cpu: int, vector: int, level_triggered: bool, directed_eoi: bool) -> None:
         """A CPU's EOI broadcast: every pin whose entry has the vector now is ended. KVM: kvm_ioapic_update_eoi.
 
-        level_triggered is the local APIC's TMR bit, and not the entry's; directed_eoi whether its SVR suppresses the
+        level_triggered is the local APIC's TMR bit, not the entry's; directed_eoi: the local APIC's SVR suppresses the
         broadcast.
         """
         rtc = self.rtc
@@ -266,8 +266,8 @@ class Ioapic:
     def handled_vectors(self, cpu: int, pending: int) -> tuple[int, int]:
         """The vectors whose EOI a CPU has to report here, one bit each. KVM: ioapic.c kvm_ioapic_scan_entry.
 
-        pending is the vectors that the CPU has requested or in service. The second value is the highest vector that
-        is reported only because it is pending, its entry having been pointed elsewhere, or -1.
+        pending has the vectors that the CPU has requested or in service. The second value is the highest vector that is
+        reported only because it is pending, after its entry was changed to another CPU or vector; or -1.
         """
         handled, stale = 0, -1
         entries = [entry for entry in self.redirection if entry & LEVEL]
@@ -289,7 +289,7 @@ class Ioapic:
     # RTC ticks.
 
     def retrack_rtc(self, cpu: int) -> None:
-        """Work out again whether a CPU has an RTC tick to end. KVM: ioapic.c __rtc_irq_eoi_tracking_restore_one."""
+        """Compute again whether a CPU has an RTC tick to end. KVM: ioapic.c __rtc_irq_eoi_tracking_restore_one."""
         entry = self.redirection[RTC_PIN]
         if not self.wires.cpus_matching[entry & ADDRESS] >> cpu & 1:
             return
@@ -320,7 +320,7 @@ class Ioapic:
     # Memory-mapped registers.
 
     def claims(self, address: int) -> bool:
-        """Whether an address is in the window. A restored base address moves it away from where the bus looks."""
+        """Whether an address is in the window. A restored base address moves the window away from the bus's address."""
         return self.base_address <= address < self.base_address + WINDOW
 
     def read(self, address: int, size: int) -> int:
@@ -335,7 +335,7 @@ class Ioapic:
         return value & SIZE_MASK[size]
 
     def write(self, address: int, size: int, value: int) -> None:
-        """A guest's store. KVM: ioapic.c ioapic_mmio_write; a byte or word overwrites all of a register."""
+        """A guest's store. KVM: ioapic.c ioapic_mmio_write; a byte or word overwrites the whole register."""
         value &= SIZE_MASK[size]
         match address & 0xFF:
             case Offset.REGISTER_SELECT:
@@ -382,7 +382,7 @@ class Ioapic:
             self.wires.ioapic_masked(pin, bool(new & MASKED))
         if new & LEVEL and not new & (MASKED | REMOTE_IRR) and self.irr >> pin & 1:
             if self.wires.resample(pin):
-                # The line may have fallen since; if it has not, it is about to be raised again.
+                # The line may have fallen since; if not, it is raised again soon.
                 self.irr &= ~(1 << pin)
             else:
                 self._service(pin, line_status=False)
@@ -391,14 +391,14 @@ class Ioapic:
     # State.
 
     def reset(self) -> None:
-        """RESET: as it powers on. KVM: ioapic.c kvm_ioapic_reset."""
+        """RESET: the state at power-on. KVM: ioapic.c kvm_ioapic_reset."""
         fresh = Ioapic(self.wires)
         for each in fields(Ioapic):
             setattr(self, each.name, getattr(fresh, each.name))
         self.wires.entries_replaced()
 
     def state(self) -> IoapicState:
-        """What KVM_GET_IRQCHIP gives. KVM: ioapic.c kvm_get_ioapic."""
+        """The state for KVM_GET_IRQCHIP. KVM: ioapic.c kvm_get_ioapic."""
         return IoapicState(
             self.base_address,
             self.ioregsel,
@@ -409,9 +409,9 @@ class Ioapic:
         )
 
     def restore(self, state: IoapicState) -> None:
-        """What KVM_SET_IRQCHIP does. KVM: ioapic.c kvm_set_ioapic.
+        """KVM_SET_IRQCHIP. KVM: ioapic.c kvm_set_ioapic.
 
-        A raw copy, then every pin in the saved irr is asserted anew: what is unmasked is delivered here and now.
+        A raw copy; then every pin in the saved irr is asserted anew, and unmasked interrupts are delivered at once.
         """
         self.base_address = state.base_address
         self.ioregsel = state.ioregsel
@@ -441,7 +441,7 @@ class Ioapic:
         }
 
     def resume(self, saved: SavedIoapic) -> None:
-        """Go on from a snapshot, which has been checked; nothing is delivered."""
+        """Resume from a checked snapshot; nothing is delivered."""
         state = IoapicState.unpack(saved.ioapic)
         self.base_address, self.ioregsel, self.id, self.pad = state.base_address, state.ioregsel, state.id, state.pad
         self.irr, self.irr_delivered = state.irr, saved.irr_delivered

@@ -1,4 +1,4 @@
-"""The local APIC of one CPU: its model-specific registers, its x2APIC mode, RESET and what is saved. SDM vol. 3, 11.12.
+"""The local APIC of one CPU: its model-specific registers, x2APIC mode, RESET and saved state. SDM vol. 3, 11.12.
 
 The register page is in xapic.py.
 """
@@ -48,11 +48,11 @@ class Msr:
     X2APIC_END: Final = 0x900
 
 
-# Of a physical address. The page is below 4 GiB at first.
+# The bits of a physical address. At reset the page is below 4 GiB.
 LEAST_ADDRESS_BITS: Final = 32
 ADDRESS_BITS: Final = 52
 
-# What an x2APIC has no register for, or none that is read.
+# Registers that an x2APIC lacks, or that can't be read.
 _NOT_READ_AS_MSR: Final = {Reg.DFR, Reg.ICR2, Reg.ICR_HIGH}
 
 _values = attrgetter(*REGISTERS)
@@ -60,7 +60,7 @@ _values = attrgetter(*REGISTERS)
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a guest's CPUID says, as far as its local APIC goes by it; by default it has all that there is."""
+    """The features in a guest's CPUID that its local APIC depends on; by default all of them."""
 
     x2apic: bool = True  # leaf 1, ECX bit 21
     tsc_deadline: bool = True  # leaf 1, ECX bit 24
@@ -80,32 +80,32 @@ class Features:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedLapic(SavedTimer):
-    """The chip as a snapshot holds it. lapic is struct kvm_lapic_state; absent: the vCPU has no local APIC."""
+    """The chip in a snapshot. lapic is struct kvm_lapic_state; absent: the vCPU has no local APIC."""
 
     lapic: bytes | None = None
     apic_base: int = 0
-    nmi_watchdog: bool | None = None  # absent: as LINT0 says
+    nmi_watchdog: bool | None = None  # absent: from LINT0
     lacks_x2apic: bool = False
     lacks_tsc_deadline: bool = False
     lacks_tsc_adjust: bool = False
     address_bits: int = 0  # 0: ADDRESS_BITS
 
     def check_lapic(self, apic_id: int, *, ioapic: bool, bus_ns: int) -> None:
-        """Refuse what no local APIC of this ID can be."""
+        """Refuse a state that no local APIC of this ID can have."""
         assert self.lapic is not None
-        check(len(self.lapic) == STATE_SIZE, f"a local APIC is not {STATE_SIZE} bytes")
+        check(len(self.lapic) == STATE_SIZE, f"a local APIC's state has {len(self.lapic)} bytes, not {STATE_SIZE}")
         registers = LapicRegisters.unpack(self.lapic)
         expected = Lapic.version_beside(ioapic=ioapic or self.lacks_x2apic)
-        check(registers.version == expected, f"a local APIC's version is {registers.version:#x}, and not {expected:#x}")
-        # By all the features there are: the guest's CPUID may have come after the base.
+        check(registers.version == expected, f"a local APIC's version is {registers.version:#x}, not {expected:#x}")
+        # Checked with all features: the VMM may have set the guest's CPUID after the base.
         check(not Features().refuse_base(self.apic_base), f"apic_base {self.apic_base:#x}")
         x2apic, identity = bool(self.apic_base & BASE_X2APIC), (registers.id, registers.ldr)
-        check(not x2apic or identity == (apic_id, x2apic_logical_id(apic_id)), "an x2APIC's ID is its vCPU's")
+        check(not x2apic or identity == (apic_id, x2apic_logical_id(apic_id)), "an x2APIC's ID differs from its vCPU's")
         in_range(self.address_bits or ADDRESS_BITS, LEAST_ADDRESS_BITS, ADDRESS_BITS, "address_bits")
         self.check_timer(registers.lvt_timer, bus_ns)
 
     def features(self) -> Features:
-        """What the guest's CPUID says."""
+        """The features in the guest's CPUID."""
         return Features(
             x2apic=not self.lacks_x2apic,
             tsc_deadline=not self.lacks_tsc_deadline,
@@ -131,7 +131,7 @@ class Lapic(Xapic):
         ioapic: bool = True,
         bus_ns: int = 1,
     ) -> Lapic:
-        """As it powers on; without boot_cpu, the first is that. KVM: lapic.c kvm_lapic_reset."""
+        """The state at power-on; by default the first CPU is the boot CPU. KVM: lapic.c kvm_lapic_reset."""
         boot_cpu = not apic_id if boot_cpu is None else boot_cpu
         lapic = cls(
             wires=wires,
@@ -147,16 +147,16 @@ class Lapic(Xapic):
 
     @property
     def _lint0_at_reset(self) -> int:
-        """The boot CPU's already lets the PIC through. KVM: lapic.c kvm_lapic_reset."""
+        """The boot CPU's LINT0 already passes the PIC's interrupts. KVM: lapic.c kvm_lapic_reset."""
         return LVT_EXTINT if self.boot_cpu and self.wires.quirks & Quirk.LINT0_REENABLED else LVT_MASKED
 
     @staticmethod
     def version_beside(*, ioapic: bool) -> int:
-        """The version register. KVM: lapic.c kvm_apic_set_version; its IOAPIC has no EOI register."""
+        """The version register. KVM: lapic.c kvm_apic_set_version; KVM's IOAPIC has no EOI register."""
         return VERSION if ioapic else VERSION | VERSION_DIRECTED_EOI
 
     def set_features(self, features: Features, *, ioapic: bool) -> None:
-        """The guest's CPUID is another one. KVM: lapic.c kvm_vcpu_after_set_cpuid; no other register changes."""
+        """Set the features of the guest's CPUID. KVM: lapic.c kvm_vcpu_after_set_cpuid; no other register changes."""
         self.features = features
         self.timer.mode_mask = TIMER_MODE if features.tsc_deadline else TIMER_MODE & ~TSC_DEADLINE
         self.version = self.version_beside(ioapic=ioapic or not features.x2apic)
@@ -164,7 +164,7 @@ class Lapic(Xapic):
     def reset(self, *, init: bool) -> None:
         """RESET, or the CPU's INIT, which leaves the base and the ID. KVM: lapic.c kvm_lapic_reset.
 
-        The TSC goes on.
+        The TSC continues.
         """
         if not init:
             self._set_base(DEFAULT_BASE | BASE_ENABLED | (BASE_BOOT_CPU if self.boot_cpu else 0))
@@ -183,7 +183,7 @@ class Lapic(Xapic):
         self.wires.addressing_changed()
         self.wires.priorities_changed()
 
-    # Model-specific registers. None is one that is not the APIC's, FAULT a general protection fault.
+    # Model-specific registers. The result None: the register is not the APIC's; FAULT: a general protection fault.
 
     def read_msr(self, msr: int) -> int | None:
         """A guest's RDMSR."""
@@ -218,7 +218,7 @@ class Lapic(Xapic):
                 self.timer.write_tsc(value, host=host)
                 return 0
             case Msr.TSC_ADJUST:
-                if self.features.tsc_adjust:  # KVM: x86.c kvm_set_msr_common; else it is ignored
+                if self.features.tsc_adjust:  # KVM: x86.c kvm_set_msr_common; otherwise the write is ignored
                     self.timer.write_tsc_adjust(value, host=host)
                 return 0
             case _:
@@ -244,7 +244,7 @@ class Lapic(Xapic):
             return FAULT
         match offset:
             case Reg.ID | Reg.LDR | Reg.DFR | Reg.ICR2:
-                return FAULT  # read-only, or none
+                return FAULT  # read-only, or no register
             case Reg.ESR:
                 return FAULT if value else 0
             case Reg.SELF_IPI:
@@ -267,7 +267,7 @@ class Lapic(Xapic):
     def _write_base(self, value: int, host: bool) -> int:
         """IA32_APIC_BASE. KVM: lapic.c kvm_apic_set_base.
 
-        xAPIC, x2APIC, disabled, xAPIC: a guest can go through the modes in no other direction.
+        A guest can only change modes in this order: xAPIC, x2APIC, disabled, xAPIC.
         """
         if value == self.base:
             return 0
@@ -299,7 +299,7 @@ class Lapic(Xapic):
         self.wires.priorities_changed()
 
     def _take_base(self, value: int) -> None:
-        """Take over IA32_APIC_BASE and nothing of what changing it does."""
+        """Set IA32_APIC_BASE, without the side effects of a write."""
         self.base = value
         self.base_address = value & BASE_ADDRESS
         self.hardware_enabled = bool(value & BASE_ENABLED)
@@ -308,7 +308,7 @@ class Lapic(Xapic):
     # State.
 
     def registers(self) -> LapicRegisters:
-        """What KVM_GET_LAPIC gives. KVM: lapic.c kvm_apic_get_state; of an x2APIC, in the layout of an xAPIC."""
+        """The state for KVM_GET_LAPIC. KVM: lapic.c kvm_apic_get_state; an x2APIC's in the layout of an xAPIC."""
         registers = LapicRegisters(*_values(self))
         if self.timer_initial_count:
             registers.timer_current_count = self.timer.current_count(self.timer_initial_count)
@@ -318,9 +318,9 @@ class Lapic(Xapic):
         return registers
 
     def restore(self, registers: LapicRegisters) -> None:
-        """What KVM_SET_LAPIC does: a raw copy, but for the version. KVM: lapic.c kvm_apic_set_state.
+        """KVM_SET_LAPIC: a raw copy, except for the version. KVM: lapic.c kvm_apic_set_state.
 
-        The timer runs on from the current count. An x2APIC's IDs are not to be set.
+        The timer continues from the current count. An x2APIC's IDs can't be set.
         """
         was, version = _addressing(self), self.version
         for name in REGISTERS:
@@ -343,7 +343,7 @@ class Lapic(Xapic):
         self.wires.priorities_changed()
 
     def save(self) -> dict[str, Any]:
-        """For a snapshot: the fields of SavedLapic, but for when the timer expires."""
+        """For a snapshot: the fields of SavedLapic, except timer_expires_ns."""
         return {
             "lapic": self.pack(),
             "apic_base": self.base,
@@ -356,7 +356,7 @@ class Lapic(Xapic):
         }
 
     def resume(self, saved: SavedLapic, *, ioapic: bool) -> None:
-        """Go on from a snapshot, which has been checked."""
+        """Resume from a checked snapshot."""
         assert saved.lapic is not None
         registers = LapicRegisters.unpack(saved.lapic)
         for name in REGISTERS:
@@ -373,5 +373,5 @@ def x2apic_logical_id(apic_id: int) -> int:
 
 
 def _addressing(registers: LapicRegisters) -> tuple[int, int, int, int]:
-    """What decides which messages reach an APIC."""
+    """The registers that decide which messages reach an APIC."""
     return registers.id, registers.ldr, registers.dfr, registers.svr & SVR_ENABLED

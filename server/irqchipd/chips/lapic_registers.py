@@ -1,9 +1,11 @@
-"""The register page of a local APIC: where what is, and what it holds. Intel SDM vol. 3, table 11-1."""
+"""The register page of a local APIC: its layout and its contents. Intel SDM vol. 3, table 11-1."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from operator import attrgetter
 from typing import Final
 
 from irqchipd.chips.lapic_timer import TIMER_MODE
@@ -33,7 +35,7 @@ class Reg:
     IRR: Final = 0x200
     ESR: Final = 0x280
     ICR: Final = 0x300
-    ICR_HIGH: Final = 0x304  # KVM: where the upper half of an x2APIC's 64-bit ICR is kept
+    ICR_HIGH: Final = 0x304  # KVM: the upper half of an x2APIC's 64-bit ICR
     ICR2: Final = 0x310
     LVT_TIMER: Final = 0x320
     LVT_THERMAL: Final = 0x330
@@ -52,14 +54,14 @@ BASE_BOOT_CPU: Final = 1 << 8
 BASE_X2APIC: Final = 1 << 10
 BASE_ENABLED: Final = 1 << 11
 BASE_ADDRESS: Final = ~0xFFF
-BASE_RESERVED: Final = 0x2FF  # and what is no physical address
+BASE_RESERVED: Final = 0x2FF  # and bits above a physical address
 
 
 class Quirk:
-    """Where KVM departs from a local APIC, unless the quirk is disabled: KVM_X86_QUIRK_*."""
+    """KVM's departures from a local APIC, which can be disabled: KVM_X86_QUIRK_*."""
 
-    LINT0_REENABLED: Final = 1 << 0  # the boot CPU's LINT0 lets the PIC through at reset
-    LAPIC_MMIO_HOLE: Final = 1 << 2  # the page of an APIC that is disabled, or an x2APIC, is all ones, and claimed
+    LINT0_REENABLED: Final = 1 << 0  # the boot CPU's LINT0 passes the PIC's interrupts after reset
+    LAPIC_MMIO_HOLE: Final = 1 << 2  # the page of a disabled APIC, or of an x2APIC, reads as all ones, and is claimed
 
 
 QUIRKS: Final = Quirk.LINT0_REENABLED | Quirk.LAPIC_MMIO_HOLE
@@ -94,7 +96,7 @@ LVT_WRITABLE: Final = {
     Reg.LVT_ERROR: LVT_COMMON,
 }
 
-# Where the words of the register page are kept. ISR, TMR and IRR are one 256-bit number each instead.
+# The fields for words of the register page. ISR, TMR and IRR are instead one 256-bit number each.
 WORDS: Final = {
     Reg.ID: "id",
     Reg.VERSION: "version",
@@ -148,7 +150,7 @@ class LapicRegisters:
     isr: int = 0
     tmr: int = 0
     irr: int = 0
-    # The page that was restored last: KVM keeps its words that are no registers.
+    # The page that was restored last: KVM keeps its words outside of registers.
     page: bytes = bytes(STATE_SIZE)
 
     @property
@@ -182,19 +184,11 @@ class LapicRegisters:
 
     def pack(self) -> bytes:
         """struct kvm_lapic_state, 1024 bytes."""
-        page = bytearray(self.page)
-        for offset, name in WORDS.items():
-            _WORD.pack_into(page, offset, getattr(self, name))
-        _WORD.pack_into(page, Reg.PPR, self.ppr)
-        for offset, name in VECTOR_MAPS.items():
-            vectors = getattr(self, name)
-            for word in range(8):
-                _WORD.pack_into(page, offset + 0x10 * word, vectors >> 32 * word & 0xFFFF_FFFF)
-        return bytes(page)
+        return _packed(self.page, self.ppr, *_values(self))
 
     @classmethod
     def unpack(cls, page: bytes) -> LapicRegisters:
-        """From struct kvm_lapic_state; any 1024 bytes are a state, as in the kernel."""
+        """From struct kvm_lapic_state; any 1024 bytes are valid, as in the kernel."""
         registers = cls(page=bytes(page))
         for offset, name in WORDS.items():
             setattr(registers, name, _WORD.unpack_from(page, offset)[0])
@@ -202,6 +196,22 @@ class LapicRegisters:
             words = (_WORD.unpack_from(page, offset + 0x10 * word)[0] << 32 * word for word in range(8))
             setattr(registers, name, sum(words))
         return registers
+
+
+_values: Final = attrgetter(*WORDS.values(), *VECTOR_MAPS.values())
+
+
+@lru_cache(64)
+def _packed(page: bytes, ppr: int, *values: int) -> bytes:
+    """The page with these registers. States that somebody looks at one after the other mostly have the same."""
+    packed = bytearray(page)
+    for offset, value in zip(WORDS, values, strict=False):
+        _WORD.pack_into(packed, offset, value)
+    _WORD.pack_into(packed, Reg.PPR, ppr)
+    for offset, vectors in zip(VECTOR_MAPS, values[len(WORDS) :], strict=True):
+        for word in range(8):
+            _WORD.pack_into(packed, offset + 0x10 * word, vectors >> 32 * word & 0xFFFF_FFFF)
+    return bytes(packed)
 
 
 REGISTERS: Final = tuple(field.name for field in fields(LapicRegisters))

@@ -1,7 +1,7 @@
-"""The timer of a local APIC, as Linux KVM has it (arch/x86/kvm/lapic.c). Intel SDM vol. 3, 11.5.4.
+"""The timer of a local APIC, as in Linux KVM (arch/x86/kvm/lapic.c). Intel SDM vol. 3, 11.5.4.
 
-It counts at 1 GHz, one count a nanosecond, or as the VM's bus goes, through the divider. Nothing counts, though: there
-is a time at which it expires, and the count is worked out from that when it is read.
+The timer counts at 1 GHz, or at the frequency of the VM's bus, divided by the divider. Nothing here counts: the timer
+has a time of expiry, and a read computes the count from that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from irqchipd.chips.saved import check, in_range, not_too_late
 
-# Bits 18:17 of the LVT timer entry. The fourth value is reserved, and a timer in it does nothing.
+# Bits 18:17 of the LVT timer entry. The fourth value is reserved, and its timer does nothing.
 TIMER_MODE_SHIFT: Final = 17
 TIMER_MODE: Final = 3 << TIMER_MODE_SHIFT
 ONE_SHOT: Final = 0 << TIMER_MODE_SHIFT
@@ -28,13 +28,13 @@ _U64: Final = (1 << 64) - 1
 
 
 class TimerWires(Protocol):
-    """What a timer asks of its CPU and VM."""
+    """The calls of a timer to its CPU and VM."""
 
     def now(self) -> int:
         """The VM's time, nanoseconds."""
 
     def set_timer(self, expires: int | None) -> None:
-        """Call ApicTimer.expired at a time, and not at the one given before; or not at all."""
+        """Call ApicTimer.expired at a time, which replaces the time before; None stops the timer."""
 
     def timer_expired(self) -> int:
         """Deliver the interrupt of the LVT timer entry.
@@ -49,7 +49,7 @@ class TimerWires(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedTimer:
-    """The timer as a snapshot holds it."""
+    """The timer in a snapshot."""
 
     tsc_offset: int = 0
     timer_period_ns: int = 0
@@ -61,11 +61,11 @@ class SavedTimer:
     tsc_adjust: int = 0
 
     def check_timer(self, lvt_timer: int, bus_ns: int) -> None:
-        """Refuse what no timer with this LVT entry and bus can be."""
+        """Refuse a state that no timer with this LVT entry and bus can have."""
         in_range(self.timer_mode, 0, TIMER_MODE >> TIMER_MODE_SHIFT, "timer_mode")
         in_range(self.timer_period_ns, 0, MAX_PERIOD * bus_ns, "an APIC timer's period")
         in_range(self.timer_target_ns, 0, FOREVER, "an APIC timer's target")
-        in_range(self.timer_expires_ns, 0, FOREVER, "when an APIC timer expires")
+        in_range(self.timer_expires_ns, 0, FOREVER, "an APIC timer's expiry")
         periodic = self.mode(lvt_timer, TIMER_MODE) == PERIODIC and self.timer_expires_ns is not None
         check(not periodic or self.timer_period_ns >= MIN_PERIOD, "an APIC timer's period is too short")
 
@@ -80,24 +80,24 @@ class ApicTimer:
 
     wires: TimerWires
     tsc_khz: int = KHZ
-    # Of the bus, of which it counts every 2^n-th cycle, nanoseconds. KVM: KVM_CAP_X86_APIC_BUS_CYCLES_NS.
+    # The cycle of the bus, nanoseconds; the timer counts every 2^n-th cycle. KVM: KVM_CAP_X86_APIC_BUS_CYCLES_NS.
     bus_ns: int = 1
-    # What the CPU's TSC is ahead of the VM's time, ticks, modulo 2^64; and what the guest has added to that.
+    # The CPU's TSC less the VM's time, ticks, modulo 2^64; and the guest's own part of this offset.
     tsc_offset: int = 0
     tsc_adjust: int = 0
     mode: int = ONE_SHOT
-    # The modes that the guest's CPUID has. KVM: kvm_timer timer_mode_mask.
+    # The modes that the guest's CPUID offers. KVM: kvm_timer timer_mode_mask.
     mode_mask: int = TIMER_MODE
     divisor: int = 0  # nanoseconds a count
-    # Of the initial count; 0 before there was one.
+    # The period of the initial count; 0 before the first one.
     period: int = 0
-    # When it is or was due, as far as the count goes; 0 after a one-shot.
+    # When the count is or was due to reach 0; 0 after a one-shot.
     target: int = 0
-    # IA32_TSC_DEADLINE; 0 is no deadline.
+    # IA32_TSC_DEADLINE; 0 means no deadline.
     tsc_deadline: int = 0
-    # It has expired, and its interrupt waits to be unmasked. KVM: lapic.c apic_has_pending_timer.
+    # The timer has expired, and its interrupt waits to be unmasked. KVM: lapic.c apic_has_pending_timer.
     pending: bool = False
-    # Whether the timer is periodic, and its expiries change nothing until a call of wake.
+    # Whether a periodic timer sleeps: its expiries change nothing until wake().
     dormant: bool = False
 
     def __post_init__(self) -> None:
@@ -110,14 +110,14 @@ class ApicTimer:
         return (now * self.tsc_khz // KHZ + self.tsc_offset) & _U64
 
     def write_tsc(self, value: int, *, host: bool = False) -> None:
-        """WRMSR of IA32_TSC. A deadline that runs is a time by now, and stays. KVM: x86.c kvm_set_msr_common."""
+        """WRMSR of IA32_TSC. A running deadline already is a time, and stays. KVM: x86.c kvm_set_msr_common."""
         offset = (value - self.wires.now() * self.tsc_khz // KHZ) & _U64
         if not host:
             self.tsc_adjust = (self.tsc_adjust + offset - self.tsc_offset) & _U64
         self.tsc_offset = offset
 
     def write_tsc_adjust(self, value: int, *, host: bool = False) -> None:
-        """WRMSR of IA32_TSC_ADJUST: the TSC goes along, unless a VMM restores what has been added to it."""
+        """WRMSR of IA32_TSC_ADJUST: the TSC changes with it, unless a VMM restores the register."""
         if not host:
             self.tsc_offset = (self.tsc_offset + value - self.tsc_adjust) & _U64
         self.tsc_adjust = value
@@ -127,17 +127,17 @@ class ApicTimer:
     def current_count(self, initial_count: int) -> int:
         """The current count register. KVM: lapic.c apic_get_tmcct.
 
-        At the very start, where KVM's formula has 0 and its clock has always gone on, this is the initial count.
+        At the very start this is the initial count: KVM's formula gives 0 there, but its clock has always advanced.
         """
         if self.mode == TSC_DEADLINE or not initial_count or not self.period:
             return 0
         self.wake()
         remaining = max(self.target - self.wires.now(), 0)
         left = remaining if remaining == self.period else remaining % self.period
-        return left // self.divisor & 0xFFFF_FFFF  # KVM truncates what a restored state can make larger
+        return left // self.divisor & 0xFFFF_FFFF  # KVM truncates; a restored state can make this larger
 
     def set_mode(self, lvt: int) -> bool:
-        """The LVT timer entry was written; whether the counts are to be forgotten. KVM: lapic.c apic_update_lvtt."""
+        """The LVT timer entry was written. Returns whether to clear the counts. KVM: lapic.c apic_update_lvtt."""
         self.wake()
         mode = lvt & self.mode_mask
         crosses = (self.mode == TSC_DEADLINE) != (mode == TSC_DEADLINE)
@@ -155,9 +155,9 @@ class ApicTimer:
         self.divisor = self.bus_ns << (((divide & 3 | (divide & 8) >> 1) + 1) & 7)
 
     def change_divide(self, divide: int, initial_count: int) -> None:
-        """The divide configuration register was written: what is left is counted at the new rate.
+        """The divide configuration register was written: the remaining count runs at the new rate.
 
-        KVM: lapic.c kvm_lapic_reg_write; a one-shot that has expired has nothing left, and expires again.
+        KVM: lapic.c kvm_lapic_reg_write; an expired one-shot has a remaining count of 0, and expires again.
         """
         old = self.divisor
         self.set_divide(divide)
@@ -168,7 +168,7 @@ class ApicTimer:
         self.wires.set_timer(None)
         self.period = initial_count * self.divisor
         self._limit_period()
-        # A divide that was restored in between was not counted at, so this can go far.
+        # A divide value restored in between was never used for counting, so the result can be large.
         self.target = min(now + max(self.target - now, 0) * self.divisor // old, FOREVER)
         self._run(now)
 
@@ -180,7 +180,7 @@ class ApicTimer:
     def start(self, initial_count: int, count: int | None = None) -> None:
         """Begin at the initial count, or at the current count of a restored state. KVM: lapic.c __start_apic_timer.
 
-        A periodic timer that is restored without a count begins anew; a one-shot has expired.
+        A periodic timer that is restored without a count begins anew; a one-shot counts as expired.
         """
         now = self.wires.now()
         if self.mode in (ONE_SHOT, PERIODIC):
@@ -204,13 +204,13 @@ class ApicTimer:
         self._run(self.wires.now())
 
     def stop(self) -> None:
-        """It does not expire, and what waits is forgotten. KVM: lapic.c cancel_apic_timer."""
+        """Stop the timer, and drop a pending interrupt. KVM: lapic.c cancel_apic_timer."""
         self.wires.set_timer(None)
         self.pending = False
         self.dormant = False
 
     def wake(self) -> None:
-        """The next expiry may change something again, or be seen."""
+        """End the sleep of dormant: the next expiry may have an effect, or be observed."""
         if self.dormant:
             self.dormant = False
             missed = self.wires.now() - self.target
@@ -221,7 +221,7 @@ class ApicTimer:
     # Expiry.
 
     def expired(self) -> None:
-        """The time has come. KVM: lapic.c apic_timer_fn."""
+        """The timer's alarm rings. KVM: lapic.c apic_timer_fn."""
         if self.mode != PERIODIC:
             self._expire()
             return
@@ -233,20 +233,20 @@ class ApicTimer:
             self.dormant = True
 
     def unmasked(self) -> None:
-        """The LVT timer entry may not be masked any more, or the APIC not disabled: deliver what waits."""
+        """The LVT timer entry may be unmasked, or the APIC enabled: deliver a pending interrupt."""
         self.wake()
         if self.pending:
             self.pending = False
             self._expire()
 
     def _expire(self) -> bool:
-        """KVM: lapic.c apic_timer_expired; one interrupt, however often it expires before it is unmasked.
+        """KVM: lapic.c apic_timer_expired; one interrupt, however often the timer expires while masked.
 
-        Whether it has changed anything.
+        Returns whether the expiry had an effect.
         """
         if self.pending:
             return False
-        # KVM waits for the vCPU's next entry into its guest; here it is always in.
+        # KVM waits for the vCPU's next entry into its guest; here the vCPU always is in its guest.
         status = self.wires.timer_expired()
         if status < 0:
             self.pending = True
@@ -278,7 +278,7 @@ class ApicTimer:
             return
         left = self.tsc_deadline - self.tsc(now)  # ticks
         if left > 0:
-            # The first nanosecond at which the TSC is there. KVM: lapic.c __kvm_wait_lapic_expire
+            # The first nanosecond at which the TSC has reached the deadline. KVM: lapic.c __kvm_wait_lapic_expire
             expires = -(-(now * self.tsc_khz // KHZ + left) * KHZ // self.tsc_khz)
             self.wires.set_timer(min(expires, FOREVER))
         else:
@@ -291,7 +291,7 @@ class ApicTimer:
     # State.
 
     def save(self) -> dict[str, Any]:
-        """For a snapshot: the fields of SavedTimer, but for when the timer expires, which its wires know."""
+        """For a snapshot: the fields of SavedTimer, except timer_expires_ns, which the wires know."""
         return {
             "tsc_offset": self.tsc_offset,
             "timer_period_ns": self.period,
@@ -303,7 +303,7 @@ class ApicTimer:
         }
 
     def resume(self, saved: SavedTimer, lvt_timer: int, divide: int) -> None:
-        """Go on from a snapshot, which has been checked."""
+        """Resume from a checked snapshot."""
         self.mode = saved.mode(lvt_timer, self.mode_mask)
         self.set_divide(divide)
         self.period, self.target = saved.timer_period_ns, saved.timer_target_ns

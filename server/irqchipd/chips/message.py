@@ -1,4 +1,4 @@
-"""An interrupt message, as it travels between MSIs, the IOAPIC and local APICs (Intel SDM vol. 3, 11.6 and 11.11)."""
+"""An interrupt message between MSIs, the IOAPIC and local APICs (Intel SDM vol. 3, 11.6 and 11.11)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 BROADCAST: Final = 0xFF  # the xAPIC destination that means every local APIC
-X2APIC_BROADCAST: Final = 0xFFFF_FFFF  # the same of an x2APIC's
+X2APIC_BROADCAST: Final = 0xFFFF_FFFF  # the same for an x2APIC
 
 
 class DeliveryMode:
@@ -41,19 +41,19 @@ class Message:
     destination: int
     logical: bool
     level_triggered: bool
-    # Of an IPI: bit 14 of the ICR. All others assert.
+    # For an IPI: bit 14 of the ICR. All other messages assert.
     asserted: bool = True
     shorthand: int = Shorthand.NONE
-    # Of an MSI: bit 3 of its address, which asks for lowest priority whatever the delivery mode.
+    # For an MSI: bit 3 of its address, which asks for lowest priority in any delivery mode.
     redirection_hint: bool = False
 
     @property
     def lowest_priority(self) -> bool:
-        """Whether one of several destinations is to be chosen. KVM: lapic.h kvm_lowest_prio_delivery."""
+        """Whether the message goes to one of several destinations. KVM: lapic.h kvm_lowest_prio_delivery."""
         return self.redirection_hint or self.delivery_mode == DeliveryMode.LOWEST_PRIORITY
 
 
-# Decoding is pure and the same few registers are decoded over and over, so these remember.
+# The same few registers are decoded again and again, so these functions cache their results.
 
 
 @lru_cache(maxsize=4096)
@@ -70,9 +70,9 @@ def from_redirection(entry: int) -> Message:
 
 @lru_cache(maxsize=4096)
 def from_msi(address: int, data: int) -> Message:
-    """The message that an MSI is. KVM: irq_comm.c kvm_set_msi_irq; neither 0xFEE nor the vector is checked.
+    """The message of an MSI. KVM: irq_comm.c kvm_set_msi_irq; neither 0xFEE nor the vector is checked.
 
-    Bits 63:40 of its address are the destination's upper ones, where APIC IDs have 32 bits.
+    If APIC IDs have 32 bits, bits 63:40 of the address are the destination's upper bits.
     """
     return Message(
         vector=data & 0xFF,

@@ -1,20 +1,20 @@
-"""What every chip checks of a saved state before it resumes it: a snapshot may come from anywhere."""
+"""Checks that every chip makes of a saved state before it resumes: a snapshot may come from anywhere."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# How late a periodic timer is at the most when it resumes, nanoseconds. A snapshot may say that a timer is centuries
-# late, and a VM may have more timers than time: the expiries before that are lost.
+# How late a periodic timer is at the most when it resumes, nanoseconds. Earlier expiries are lost: in a snapshot a
+# timer may be centuries late, and many such timers could keep a VM busy.
 MAX_LATE: Final = 60_000_000_000
 
 
 class StateError(ValueError):
-    """No chip can be in this state; the message says why."""
+    """A state that no chip can have; the message says why."""
 
 
 def check(condition: object, what: str) -> None:
-    """Refuse a state unless a condition holds; what names the contradiction."""
+    """Refuse a state unless a condition holds; the text `what` describes the contradiction."""
     if not condition:
         raise StateError(what)
 
@@ -25,6 +25,6 @@ def in_range(value: int | None, least: int, most: int, what: str) -> None:
 
 
 def not_too_late(expires: int, period: int, now: int) -> int:
-    """When a periodic timer is due: a multiple of its period later where it would be more than MAX_LATE late."""
+    """When a periodic timer is due; if it is more than MAX_LATE late, some of its periods later."""
     missed = now - MAX_LATE - expires
     return expires + -(-missed // period) * period if missed > 0 else expires

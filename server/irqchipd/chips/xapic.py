@@ -1,7 +1,7 @@
-"""The local APIC as a memory-mapped device, as Linux KVM has it (arch/x86/kvm/lapic.c). Intel SDM vol. 3, chapter 11.
+"""The local APIC as a memory-mapped device, as in Linux KVM (arch/x86/kvm/lapic.c). Intel SDM vol. 3, chapter 11.
 
-What arrives, what the CPU takes and the register page. Model-specific registers, the x2APIC mode among them, and what
-is saved are in lapic.py.
+Messages that arrive, interrupts for the CPU, and the register page. lapic.py has the model-specific registers, the
+x2APIC mode and the saved state.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from irqchipd.chips.message import DeliveryMode, Message, from_icr, from_lvt, fr
 
 
 class LapicWires(TimerWires, Protocol):
-    """What a local APIC reports to its CPU and VM, and asks of them."""
+    """The calls of a local APIC to its CPU and VM."""
 
     @property
     def quirks(self) -> int:
-        """Which Quirks it has."""
+        """The enabled bits of Quirk."""
 
     def local_interrupt(self, message: Message) -> None:
-        """The APIC sends itself what one of its LVT entries says."""
+        """The APIC sends itself the message of an LVT entry."""
 
     def send_ipi(self, icr: int, message: Message) -> None:
-        """An interprocessor interrupt was sent; icr is the low half that sent it."""
+        """An interprocessor interrupt was sent; icr is the ICR's low half."""
 
     def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
-        """A vector left service; level_triggered is its TMR bit. The vector is -1 where nothing was in service."""
+        """A vector left service; level_triggered is its TMR bit. The vector is -1 if nothing was in service."""
 
     def addressing_changed(self) -> None:
         """The ID, LDR, DFR or software enable may have changed."""
 
     def scan_needed(self) -> None:
-        """Which EOIs concern the IOAPIC may have changed, though no address has."""
+        """The EOIs that concern the IOAPIC may have changed, without a change of an address."""
 
     def priorities_changed(self) -> None:
-        """What the CPU would take next may have changed."""
+        """The CPU's next interrupt may have changed."""
 
     def signal(self, delivery_mode: int, vector: int) -> None:
         """The CPU was sent an NMI, SMI, INIT or start-up, which go past IRR; or a remote read."""
@@ -67,40 +67,40 @@ class LapicWires(TimerWires, Protocol):
 
 @dataclass(slots=True)
 class Xapic(LapicRegisters):
-    """What a local APIC does in either mode. The current count field is 0: the timer works the count out when asked."""
+    """A local APIC in xAPIC and x2APIC mode. The current count field is 0: a read computes it from the timer."""
 
     wires: LapicWires = field(kw_only=True)
-    # The CPU's, which is the ID in x2APIC mode and the first in xAPIC mode.
+    # The CPU's ID, which is the ID in x2APIC mode and the initial ID in xAPIC mode.
     apic_id: int = field(kw_only=True)
     timer: ApicTimer = field(kw_only=True)
-    # IA32_APIC_BASE, and what it says.
+    # IA32_APIC_BASE, and its fields.
     base: int = DEFAULT_BASE | BASE_ENABLED
     base_address: int = DEFAULT_BASE
     hardware_enabled: bool = True
     x2apic: bool = False
-    # The CPU that a PC's firmware starts on.
+    # Whether a PC's firmware starts on this CPU.
     boot_cpu: bool = False
-    # KVM: lapic.h lvt0_in_nmi_mode, which the VM counts. A software disable masks LINT0 and leaves this; and a
-    # write of LINT0 counts as it was written, though a disabled APIC masks it.
+    # KVM: lapic.h lvt0_in_nmi_mode, which the VM counts. A software disable masks LINT0 without changing this, and a
+    # write of LINT0 sets this from the written value, although a disabled APIC masks LINT0.
     nmi_watchdog: bool = False
 
-    # What the CPU asks.
+    # For the CPU.
 
     @property
     def enabled(self) -> bool:
-        """Whether software has enabled it: one that is not accepts no fixed interrupts."""
+        """Whether software has enabled the APIC; otherwise it accepts no fixed interrupts."""
         return bool(self.svr & SVR_ENABLED)
 
     @property
     def directed_eoi(self) -> bool:
-        """Whether its EOIs are kept from the IOAPIC."""
+        """Whether SVR suppresses the broadcast of EOIs to the IOAPIC."""
         return bool(self.svr & SVR_DIRECTED_EOI)
 
     @property
     def passes_extint(self) -> bool:
         """Whether the PIC's INTR reaches the CPU. KVM: lapic.c kvm_apic_accept_pic_intr.
 
-        Through LINT0; or, where the APIC is disabled in hardware, as in a CPU that has none.
+        INTR passes through LINT0; or directly, if the APIC is disabled in hardware.
         """
         return self.lvt_lint0 & (LVT_MASKED | LVT_MODE) == LVT_EXTINT or not self.hardware_enabled
 
@@ -117,10 +117,10 @@ class Xapic(LapicRegisters):
             self.wires.priorities_changed()
         return vector
 
-    # What arrives.
+    # Messages that arrive.
 
     def accept(self, message: Message) -> int:
-        """Take a message that is for this APIC: 1 if it took it, 0 if not. KVM: lapic.c __apic_accept_irq."""
+        """Take a message for this APIC: 1 if the APIC took the message, 0 if not. KVM: lapic.c __apic_accept_irq."""
         mode = message.delivery_mode
         if mode <= DeliveryMode.LOWEST_PRIORITY:
             if (
@@ -136,7 +136,7 @@ class Xapic(LapicRegisters):
                 self.tmr |= bit
             else:
                 self.tmr &= ~bit
-            self.irr |= bit  # KVM never reports an interrupt coalesced here
+            self.irr |= bit  # here KVM never reports an interrupt as coalesced
             self.wires.priorities_changed()
             return 1
         if mode == DeliveryMode.EXTINT or (
@@ -147,12 +147,12 @@ class Xapic(LapicRegisters):
         return 1
 
     def deliver_local(self, lvt: int) -> None:
-        """Send what an LVT entry says. KVM: lapic.c kvm_apic_local_deliver."""
+        """Send the message of an LVT entry. KVM: lapic.c kvm_apic_local_deliver."""
         if self.hardware_enabled and not lvt & LVT_MASKED:
             self.wires.local_interrupt(from_lvt(lvt))
 
     def deliver_timer(self) -> int:
-        """Send what the LVT timer entry says: TimerWires.timer_expired. KVM: lapic.c apic_has_pending_timer."""
+        """Send the message of the LVT timer entry: TimerWires.timer_expired. KVM: lapic.c apic_has_pending_timer."""
         if not self.hardware_enabled or not self.svr & SVR_ENABLED or self.lvt_timer & LVT_MASKED:
             return -1
         message = from_lvt(self.lvt_timer)
@@ -160,11 +160,11 @@ class Xapic(LapicRegisters):
         self.wires.local_interrupt(message)
         return 0 if coalesced else 1
 
-    # CR8, which is the upper half of TPR. KVM: lapic.c kvm_lapic_set_tpr, whether the APIC is disabled or not.
+    # CR8, which is the upper half of TPR. KVM: lapic.c kvm_lapic_set_tpr, also while the APIC is disabled.
 
     @property
     def cr8(self) -> int:
-        """What a guest's MOV from CR8 gives."""
+        """The value of a guest's MOV from CR8."""
         return self.tpr >> 4 & 0xF
 
     def write_cr8(self, value: int) -> None:
@@ -181,9 +181,9 @@ class Xapic(LapicRegisters):
         return (self.hardware_enabled and not self.x2apic) or bool(self.wires.quirks & Quirk.LAPIC_MMIO_HOLE)
 
     def read(self, address: int, size: int) -> int:
-        """A guest's load. KVM: lapic.c apic_mmio_read; one that leaves its word, or the registers, reads 0.
+        """A guest's load. KVM: lapic.c apic_mmio_read; a load across a word's end, or outside of registers, reads 0.
 
-        The page of an APIC that is disabled, or an x2APIC, is a hole.
+        The page of a disabled APIC, or of an x2APIC, is a hole.
         """
         if self.x2apic or not self.hardware_enabled:
             return (1 << 8 * size) - 1
@@ -194,7 +194,7 @@ class Xapic(LapicRegisters):
         return word >> 8 * start & (1 << 8 * size) - 1
 
     def write(self, address: int, size: int, value: int) -> None:
-        """A guest's store. KVM: lapic.c apic_mmio_write; one that is not an aligned word is dropped."""
+        """A guest's store. KVM: lapic.c apic_mmio_write; any store but an aligned word is dropped."""
         offset = address - self.base_address
         if size == 4 and not offset & 0xF and self.hardware_enabled and not self.x2apic:
             self.write_register(offset, value)
@@ -215,11 +215,11 @@ class Xapic(LapicRegisters):
                 return self.timer.current_count(self.timer_initial_count)
             case _ if offset in WORDS:
                 return int(getattr(self, WORDS[offset]))
-            case _:  # arbitration priority, EOI, and what is no register
+            case _:  # arbitration priority, EOI, and no register
                 return 0
 
     def write_register(self, offset: int, value: int) -> bool:
-        """Whether it is one that can be written. KVM: lapic.c kvm_lapic_reg_write."""
+        """Write a register. Returns whether the register can be written. KVM: lapic.c kvm_lapic_reg_write."""
         match offset:
             case Reg.ID:
                 self.id = value & 0xFF00_0000

@@ -1,4 +1,4 @@
-"""How many Sessions and Watches there may be, and how long a connection may take to become a Session."""
+"""The limits of Sessions and Watches, and of connections that are not Sessions yet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from irqchipd.vm.errors import VmError
 
-MAX_UNOPENED = 256  # of an edge: connections that are no Sessions yet; one more, and the oldest has to go
+MAX_UNOPENED = 256  # of an edge: connections that are not Sessions yet; one more ends the oldest
 OPENING_TIMEOUT: Final = 30.0  # seconds
 
 
@@ -21,10 +21,10 @@ class SessionQuota:
         self._most = most
         self._lock = threading.Lock()
         self._used = 0
-        self.peak = 0  # the most there have been at a time
+        self.peak = 0  # the most at a time so far
 
     def acquire(self) -> None:
-        """Count another one. ENOSPC at the limit."""
+        """Count another Session or Watch. ENOSPC at the limit."""
         with self._lock:
             self._check()
             self._used += 1
@@ -32,7 +32,7 @@ class SessionQuota:
 
     @property
     def used(self) -> int:
-        """How many there are."""
+        """The number now."""
         return self._used
 
     def check(self) -> None:
@@ -60,7 +60,7 @@ class SessionQuota:
 
 
 class Peer(NamedTuple):
-    """The process at the other end, as far as its socket knows it."""
+    """The process at the other end, if the socket knows it."""
 
     transport: str
     address: str | None = None
@@ -77,5 +77,5 @@ def not_opened() -> VmError:
 
 
 def too_many_unopened(most: int) -> VmError:
-    """The error of the oldest connection that is not a Session, where there are too many."""
+    """The error of the oldest connection that is not a Session, when there are too many of them."""
     return VmError(errno.ENOSPC, f"{most} newer connections wait to be opened, the most that this daemon allows")

@@ -1,4 +1,4 @@
-"""Calls that take their time, in a thread of their own: one at a time, by holder (see FairQueue)."""
+"""Long calls, in a thread of their own: one at a time, by holder (see FairQueue)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from irqchipd.edge.gate import Waiters
 
 
 class Background:
-    """A thread, which is started at once, and the calls that wait for it. All but the work runs on the event loop."""
+    """A thread, which is started at once, and the calls that wait for it. Only the calls run outside the event loop."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "irqchipd background")

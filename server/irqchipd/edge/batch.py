@@ -1,4 +1,4 @@
-"""How a batch is executed, in whichever form it came."""
+"""The execution of a batch, in any form."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from irqchipd.vm.pending import Pending, Slices
 from irqchipd.vm.regions import Access
 from irqchipd.vm.vcpu_state import Outcome
 
-SLICE_NS = 30_000  # after which another client has its turn, when an operation is done
+SLICE_NS = 30_000  # after which another client has its turn, at the end of an operation
 
-# How many accesses to one and the same address, those of a string instruction, are forwarded to a region's owner before
-# the first of them is answered. Any other operation waits until they are all answered.
+# The most accesses to the same address, those of a string instruction, that are forwarded to a region's owner before
+# the first is answered. Any other operation waits until all of them are answered.
 MAX_STRING: Final = 256
 
 
-# Makes an answer that comes late: of a halt that has ended, or of an access that a region's owner has answered.
+# Makes a late answer: of a halt that has ended, or of an access that a region's owner has answered.
 Late = Callable[[], bytes]
 
 
 class Batch:
-    """A batch and its answer. Each form of a batch derives from this, and does no more than to decode and encode.
+    """A batch and its answer. Each form of a batch derives from this class, and only decodes and encodes.
 
     serial   the client's number for it
-    count    how many operations there are
+    count    the number of operations
     halt     the halt that the batch ends in, from when it begins
     outcome  what ended the halt
-    size     the bytes of the answer without that
+    size     the bytes of the answer without the outcome
     """
 
     def __init__(self, serial: int, count: int, limits: Limits) -> None:
@@ -48,7 +48,7 @@ class Batch:
         self.size = 0
 
     def calls(self) -> Iterator[tuple[Operation, Sequence[Any]]]:
-        """Every operation and its arguments; REFUSED and an error where they make no sense."""
+        """Every operation and its arguments; REFUSED and an error for an invalid operation."""
         raise NotImplementedError
 
     @property
@@ -59,11 +59,11 @@ class Batch:
         return self._room
 
     def least_bytes(self) -> int:
-        """What the answer takes if no result is large and no error has a text."""
+        """The bytes of the answer if no result is large and no error has a text."""
         raise NotImplementedError
 
     def add(self, operation: Operation, result: Any) -> None:
-        """Add the result of the next operation. VmError where it finds no room."""
+        """Add the result of the next operation. VmError without room for it."""
         raise NotImplementedError
 
     def add_error(self, error: VmError, text: str) -> None:
@@ -71,7 +71,7 @@ class Batch:
         raise NotImplementedError
 
     def refused(self, error: VmError) -> bytes:
-        """The answer to a batch of which nothing is executed; or raises the error, which ends the Session."""
+        """The answer to a batch that is not executed; or raises the error, which ends the Session."""
         raise NotImplementedError
 
     def answer_size(self) -> int:
@@ -87,7 +87,7 @@ class Batch:
         raise NotImplementedError
 
 
-# Begins the halt that ends a batch, of these arguments; the batch's answer where the halt is refused.
+# Begins the halt that ends a batch. Returns the batch's answer if the halt is refused.
 BeginHalt = Callable[[Batch, Sequence[Any]], bytes | None]
 
 
@@ -103,7 +103,7 @@ def execute(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -
     add = batch.add
     last = count - 1
     halt: Sequence[Any] | None = None
-    # Accesses that wait for a region's owner, and what they have in common: the operation, size, vCPU and address.
+    # Accesses that wait for a region's owner, and their common operation, size, vCPU and address.
     waiting: list[tuple[Operation, Access]] = []
     common: object = None
     slice_ends = perf_counter_ns() + SLICE_NS
@@ -145,7 +145,7 @@ def execute(on: SessionCaller, batch: Batch, most: int, begin_halt: BeginHalt) -
 
 
 def _add_answers(batch: Batch, waiting: list[tuple[Operation, Access]]) -> Slices[None]:
-    """Wait for the answers to accesses, and add them. None is left."""
+    """Wait for the answers to all accesses, and add them."""
     for operation, access in waiting:
         yield from ended(access)
         try:
@@ -167,6 +167,6 @@ def ended(pending: Pending) -> Slices[None]:
 
 
 def caught_up(vm: Vm) -> Slices[None]:
-    """Wait until every listener has been notified of what earlier operations did."""
+    """Wait until every listener has been notified of the effects of earlier operations."""
     while (backlog := vm.agenda.backlog) is not None:
         yield backlog

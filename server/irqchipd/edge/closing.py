@@ -47,7 +47,7 @@ class Closer:
 
 
 def _do_not_linger(descriptor: int) -> None:
-    """Have a socket's close not wait, unless another process that has the socket changes that at this very moment."""
+    """Make a socket's close return at once, unless another process that has the socket changes this just now."""
     try:
         connection = socket.socket(fileno=descriptor)
     except OSError:  # Not a socket.

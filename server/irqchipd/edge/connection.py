@@ -29,17 +29,18 @@ from irqchipd.vm.errors import VmError
 from irqchipd.vm.pending import Pending, Slices
 
 SOCKET_BUFFER: Final = 4 * MESSAGE_BYTES
-PACKET: Final = MESSAGE_BYTES + 1  # more than there may be
-_DESCRIPTORS: Final = 253  # SCM_MAX_FD: that may come with a packet
-# There is always room for them: the kernel would close what finds none, in the port's thread, and that may wait.
+PACKET: Final = MESSAGE_BYTES + 1  # more than a packet may have
+_DESCRIPTORS: Final = 253  # SCM_MAX_FD: the most with a packet
+# There is always room for all: the kernel would close further descriptors in the port's thread, and that may wait.
 _ANCILLARY: Final = socket.CMSG_SPACE(_DESCRIPTORS * array("i").itemsize) + socket.CMSG_SPACE(CREDENTIALS.size)
 _READ: Final = select.EPOLLIN
 
 
 class Connection(Work):
-    """A client's socket, and its rings, if it has some. The port's thread receives. Any thread may send, one at a time.
+    """A client's socket, and its rings, if any. The port's thread receives. Any thread may send, one at a time.
 
-    No thread waits for a client that does not read: what the socket does not take is kept, and no more is received.
+    No thread waits for a client that does not read: messages without room in the socket are kept, and nothing more is
+    received.
     """
 
     def __init__(self, port: Host[Connection], client: socket.socket) -> None:
@@ -54,20 +55,20 @@ class Connection(Work):
         self._eventfds = PortEventfds(port.in_use, port)
         self._ring: Ring | None = None
         self._session: Session | None = None
-        self._why = ""  # it ends, where that is not the client's doing
+        self._why = ""  # the Session ends, unless the client ended it
         self._has_quota = False
-        # Held by the thread that executes or sends; and whether there may be more to send since that looked.
+        # Held by the thread that executes or sends; and whether more may have to be sent since that thread looked.
         self._busy = threading.Lock()
         self._more = False
-        # Messages that the socket had no room for, which are few; a packet that has come and is not looked at; the rest
-        # of a batch's work. Without any of them, and without Session.awaited, more is received.
+        # A few messages that the socket had no room for; a packet that has come but was not read; the rest of a batch's
+        # work. More is received only without all of these, and without Session.awaited.
         self._unsent: deque[bytes] = deque()
         self._packet: bytes | None = None
         self._work: Slices[bytes | None] | None = None
         self._watched = _READ
-        self._expects_packet = False  # whether a packet's place in the ring has come, and the packet has not
-        # What is readable when the process that connected has ended, since the socket had no room; and what it then had
-        # no room for, and how much it held.
+        self._expects_packet = False  # whether the ring has a packet's place, but the packet has not come
+        # Once the socket had no room: a descriptor that is readable when the process that connected has ended. And the
+        # first message that the socket had no room for, and the socket's bytes, at the last check.
         self._process: int | None = None
         self._stalled: bytes | None = None
         self._held = 0
@@ -84,7 +85,7 @@ class Connection(Work):
     # Receiving.
 
     def ready(self, events: int) -> None:
-        """Something happened to the socket; called by the port's thread, as is all but wake and end."""
+        """Something happened to the socket; called by the port's thread, like all methods but wake and end."""
         session = self._session
         if (self._watched != _READ or (session is not None and session.awaited is not None)) and (
             not self._may_receive(events)
@@ -96,7 +97,7 @@ class Connection(Work):
             self._take(data)
 
     def look(self, _events: int) -> None:
-        """The ring has something, or the client rang its bell; called by the port's thread."""
+        """The ring has a packet or room, or the client rang its bell; called by the port's thread."""
         ring = self._ring
         if ring is None:
             return
@@ -109,7 +110,7 @@ class Connection(Work):
             self._take(data)
 
     def _may_receive(self, events: int) -> bool:
-        """Whether all is done that came before; what can be sent now is sent."""
+        """Whether all earlier packets are done. Sends what can be sent now."""
         if self._watched != _READ:
             return self._can_go_on(events)
         session = self._session
@@ -119,7 +120,7 @@ class Connection(Work):
         return self._watched == _READ
 
     def _next_of(self, ring: Ring) -> bytes | None:
-        """The next packet, where the socket has something: a packet whose place is in the ring, or the end."""
+        """The next packet, when the socket has input: a packet whose place is in the ring, or the end."""
         if self._expects_packet:
             data = self._from_socket()
             if data is not None:
@@ -132,15 +133,15 @@ class Connection(Work):
                 return None
             except OSError:
                 is_end = True
-            if not ring.end.has_input():  # a packet's place is there before the packet
+            if not ring.end.has_input():  # a packet's place comes before the packet
                 if is_end:
                     return b""
-                self._fail(VmError(errno.EBADMSG, "a packet came over the socket, and has no place in the ring"))
+                self._fail(VmError(errno.EBADMSG, "a packet came over the socket without a place in the ring"))
                 return None
         return self._from_ring(ring)
 
     def _from_ring(self, ring: Ring) -> bytes | None:
-        """The next packet, from the ring or the socket; None where none has come."""
+        """The next packet, from the ring or the socket; None if none has come."""
         try:
             data = ring.take()
         except VmError as error:
@@ -158,7 +159,7 @@ class Connection(Work):
             self._watch()
 
     def _from_socket(self) -> bytes | None:
-        """A packet, empty at the end; None where none has come."""
+        """A packet, empty at the end; None if none has come."""
         try:
             data, ancillary, _flags, _address = self._receive(PACKET, _ANCILLARY)
         except BlockingIOError:
@@ -199,21 +200,21 @@ class Connection(Work):
                 self._eventfds.receive(descriptors)
 
     def _can_go_on(self, events: int) -> bool:
-        """Whether more may be received, now that something happened."""
+        """Whether more may be received, after an event."""
         if self._unsent:
             self._send_late(gone=bool(events & (select.EPOLLHUP | select.EPOLLERR)))
         return self._is_idle and not self._unsent and bool(events & ~select.EPOLLOUT)
 
     @property
     def _is_idle(self) -> bool:
-        """Whether all is done that was received."""
+        """Whether everything received is done."""
         session = self._session
         return self._work is None and self._packet is None and (session is None or session.awaited is None)
 
     # Work.
 
     def go_on(self) -> Pending | None:
-        """Look at the packet that came, and do a slice of a batch."""
+        """Read the packet that came, and do a slice of a batch."""
         packet, self._packet = self._packet, None
         if packet is not None:
             session = self._session
@@ -225,7 +226,7 @@ class Connection(Work):
         return self._do_slice()
 
     def _execute(self, session: Session, data: bytes) -> bool:
-        """Do what a message says, as far as it is done at once. False where the Session ends with this message."""
+        """Execute a message, as far as possible at once. False if the Session ends with this message."""
         try:
             with self._busy:
                 answer = session.receive(data)
@@ -241,7 +242,7 @@ class Connection(Work):
         return True
 
     def _open(self, data: bytes) -> bool:
-        """Open the Session as a message says. False where it is not opened."""
+        """Open the Session by its first message. False if the Session was not opened."""
         port = self._port
         try:
             self._eventfds.discard()
@@ -275,7 +276,7 @@ class Connection(Work):
         return Peer("port", pid=pid, uid=uid)
 
     def _do_slice(self) -> Pending | None:
-        if self._session is None:  # it has ended in between
+        if self._session is None:  # the Session has ended meanwhile
             return None
         awaited: Pending | None = None
         with self._busy:
@@ -295,22 +296,22 @@ class Connection(Work):
                 self._port.do_later(self)
         elif self._eventfds.unused:
             self._eventfds.discard()
-        if self._more:  # also while an access of its own takes a while
+        if self._more:  # also while an access of the Session waits
             self._wake()
         return awaited
 
     # Sending.
 
     def _watch(self) -> None:
-        """Wait for what the connection can go on with. The caller holds _busy."""
-        # While it works, the kernel is to report once that the client has gone, and not over and over.
+        """Watch for the events that the connection can handle now. The caller holds _busy."""
+        # During work, the kernel should report only once that the client has gone.
         events = select.EPOLLOUT if self._unsent else _READ if self._is_idle else select.EPOLLONESHOT
         ring = self._ring
         if ring is not None:
             ring.listens = events == _READ and not self._expects_packet
             ring.wants_room = events == select.EPOLLOUT and not ring.end.has_room()
             if ring.wants_room:
-                events = 0  # that the client has gone is reported in any case
+                events = 0  # the kernel reports in any case that the client has gone
         if self._unsent and self._process is None:
             self._watch_process()
         if events != self._watched:
@@ -320,11 +321,13 @@ class Connection(Work):
             self._port.rouse(ring)
 
     def _watch_process(self) -> None:
-        """Find out that the client has gone also where it left its socket on the way to itself.
+        """Watch the client's process, too: a client may send its own socket to itself, and end.
 
-        As long as nobody receives the socket nothing closes it, and nothing is received until there is room.
+        Such a socket, still in a queue, stays open until it is received, and nothing is received until there is room.
         """
-        with suppress(OSError, ValueError):  # out of descriptors, and the next one tries again; or the port has stopped
+        with suppress(
+            OSError, ValueError
+        ):  # out of descriptors, and the next call tries again; or the port has stopped
             self._process = process_of(self._client)
             self._port.watch(self._process, self._process_ended)
 
@@ -335,7 +338,7 @@ class Connection(Work):
             self._port.suspect(self)
 
     def has_stalled(self) -> bool:
-        """Whether the client has received nothing since the last call, and there was something both times."""
+        """Whether messages waited at this and the last call, and the client has received nothing in between."""
         with self._busy:
             stalled, held = self._stalled, self._held
             self._stalled = self._unsent[0] if self._unsent else None
@@ -344,7 +347,9 @@ class Connection(Work):
 
     def give_up(self) -> None:
         """The client has gone."""
-        self._fail(VmError(errno.ETIMEDOUT, "the process that connected has ended, and nobody receives what is sent"))
+        self._fail(
+            VmError(errno.ETIMEDOUT, "the process that connected has ended, and no process receives the messages")
+        )
 
     def _send(self, data: bytes) -> None:
         """Send a message, or keep it. The caller holds _busy."""
@@ -358,7 +363,7 @@ class Connection(Work):
             except BlockingIOError:
                 pass
             except OSError:
-                return  # the client has gone; that is found out by receiving
+                return  # the client has gone; receiving reports that
         self._unsent.append(data)
         self._watch()
 
@@ -367,7 +372,7 @@ class Connection(Work):
         if ring is None:
             self._send(data)
             return
-        with suppress(OSError):  # the client has gone; that is found out by receiving
+        with suppress(OSError):  # the client has gone; receiving reports that
             socket.send_fds(self._client, [data], ring.descriptors)
         ring.close_memory()
 
@@ -380,7 +385,7 @@ class Connection(Work):
         self._wake()
 
     def _wake(self) -> None:
-        """Send what the Session has to send. Any thread may call this, and none waits here."""
+        """Send what the Session has to send. Any thread may call this, and it never waits."""
         self._more = True
         while self._more and self._busy.acquire(blocking=False):
             self._more = False
@@ -398,7 +403,7 @@ class Connection(Work):
                 self._busy.release()
 
     def end(self, error: VmError) -> None:
-        """Send the client why its Session is over, if it reads, and make the connection end; from any thread."""
+        """Send the client, if it reads, the error that ends its Session, and end the connection; from any thread."""
         self._why = self._why or error.message
         ended = pb.SessionResponse(ended=errors.message(error))
         with suppress(OSError):
@@ -432,9 +437,9 @@ class Connection(Work):
 
     def close(self) -> None:
         """Close the socket."""
-        # What is left unread would reset the connection, and take from the client what it was sent last; and its
-        # descriptors would be closed with the socket. Credentials come with every packet, an empty one too, and tell it
-        # from the end.
+        # Read the rest first. Unread packets would reset the connection, so that the client would lose its last
+        # messages, and their descriptors would be closed with the socket. Every packet, also an empty one, has
+        # credentials, which distinguish it from the end.
         with suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
             self._client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

@@ -43,7 +43,7 @@ _SIGNALS = {
 _EVENT_FIELDS = tuple(field.name for field in fields(VcpuEvents))
 _OPTIONAL_EVENTS = tuple(name for name in _EVENT_FIELDS if name != "interrupt_vector")
 
-# What gave a vCPU an interrupt. x86's index is whether the PIC did.
+# The controllers that give vCPUs interrupts. For x86 the index is 1 for the PIC.
 CONTROLLERS: Final = (
     int(pb.INTERRUPT_SOURCE_LAPIC),
     int(pb.INTERRUPT_SOURCE_PIC),
@@ -105,7 +105,7 @@ def irqchip_from(request: pb.SetIrqchipRequest) -> I8259 | IoapicState | bytes:
         case "kvm_struct":
             return request.kvm_struct
         case _:
-            raise invalid("there is no state: set pic, ioapic or kvm_struct")
+            raise invalid("the state is missing: set pic, ioapic or kvm_struct")
 
 
 def set_irqchip_from(request: pb.SetIrqchipRequest) -> tuple[int, I8259 | IoapicState | bytes]:
@@ -156,7 +156,7 @@ def lapic_from(request: pb.SetLapicRequest) -> LapicRegisters | bytes:
         case "kvm_struct":
             return request.kvm_struct
         case _:
-            raise invalid("there is no state: set lapic or kvm_struct")
+            raise invalid("the state is missing: set lapic or kvm_struct")
 
 
 def _bits(name: str, vectors: Iterable[int]) -> int:
@@ -190,7 +190,7 @@ def pit_from(request: pb.SetPitRequest) -> PitState | bytes:
         case "kvm_struct":
             return request.kvm_struct
         case _:
-            raise invalid("there is no state: set pit or kvm_struct")
+            raise invalid("the state is missing: set pit or kvm_struct")
 
 
 def _pit_channel_from(channel: pb.PitChannel) -> PitChannel:
@@ -198,7 +198,7 @@ def _pit_channel_from(channel: pb.PitChannel) -> PitChannel:
     for name, value in values.items():
         width = _PIT_WIDTHS.get(name, 8)
         if name != "count_load_time" and value >> width:
-            raise invalid(f"{name} is {value:#x}; it is {width} bits wide")
+            raise invalid(f"{name} is {value:#x}; it has only {width} bits")
     return PitChannel(**values)
 
 
@@ -241,31 +241,31 @@ Target = tuple[int | None, int | None]  # a device, or a vCPU
 
 
 def attr_from(request: Any) -> tuple[Target, int, int]:
-    """An attribute: what has it, its group and its number."""
+    """An attribute: its device or vCPU, its group and its number."""
     match request.target.WhichOneof("target"):
         case "device":
             return (request.target.device, None), request.group, request.attr
         case "vcpu":
             return (None, request.target.vcpu), request.group, request.attr
         case _:
-            raise invalid("there is no target: set device or vcpu")
+            raise invalid("the target is missing: set device or vcpu")
 
 
 def attr_with_data_from(request: Any) -> tuple[Target, int, int, bytes]:
-    """An attribute, and the bytes that its address points to."""
+    """An attribute, and the bytes at its address."""
     return *attr_from(request), request.data
 
 
 def vcpu_init_from(request: pb.VcpuInitRequest) -> tuple[int, int | None, int]:
-    """How a vCPU is initialised: the vCPU, its target and its features."""
+    """The initialisation of a vCPU: the vCPU, its target and its features."""
     return request.vcpu, request.target if request.HasField("target") else None, request.features
 
 
-# What a vCPU takes, and regions.
+# Interrupts and signals that vCPUs take, and regions.
 
 
 def interrupt_to(taken: Taken) -> pb.Interrupt:
-    """An interrupt that has been taken: its vector, and what gave it."""
+    """An interrupt that has been taken: its vector and its controller."""
     vector, controller = taken
     return pb.Interrupt(vector=vector, source=pb.InterruptSource.ValueType(CONTROLLERS[controller]))
 
@@ -276,7 +276,7 @@ def signal_to(signal: Signal) -> pb.Signal:
 
 
 def outcome_to(outcome: Taken | Signal | VmError | None) -> pb.HaltResponse:
-    """The message of what ended a halt. Raises the error that ended it."""
+    """The message of a halt's outcome. Raises the error that ended the halt."""
     if isinstance(outcome, VmError):
         raise outcome
     if outcome is None:
@@ -287,7 +287,7 @@ def outcome_to(outcome: Taken | Signal | VmError | None) -> pb.HaltResponse:
 
 
 def region_from(request: pb.RegisterRegionRequest) -> tuple[int, int, int, bool, int | None, bool, bool, int]:
-    """A region that is to be registered: space, address, length, doorbell, datamatch, eventfd, memfd and offset."""
+    """A region to register: space, address, length, doorbell, datamatch, eventfd, memfd and offset."""
     return (
         request.space,
         request.address,
@@ -301,12 +301,12 @@ def region_from(request: pb.RegisterRegionRequest) -> tuple[int, int, int, bool,
 
 
 def unregistered_from(request: pb.UnregisterRegionRequest) -> tuple[int, int, int | None]:
-    """A region that is to be given up: space, address and datamatch."""
+    """A region to give up: space, address and datamatch."""
     return request.space, request.address, request.datamatch if request.HasField("datamatch") else None
 
 
 def memory_to(region: Region, response: pb.GetMemoryResponse) -> None:
-    """Which part of the guest's memory a memfd is."""
+    """The part of the guest's memory that a memfd holds."""
     response.address, response.length = region.start, region.length
     response.offset = 0 if region.shared is None else region.shared.offset
 
@@ -325,7 +325,7 @@ def _region_to(region: RegionInfo) -> pb.RegionInfo:
 
 
 def vm_to(vm: Description) -> pb.VmInfo:
-    """A VM's description, with the Sessions that it has."""
+    """A VM's description, with its Sessions."""
     sessions = [
         pb.SessionInfo(
             client=source.client,

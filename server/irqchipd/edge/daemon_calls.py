@@ -1,4 +1,4 @@
-"""The unary calls that are no operations on a VM: a function on messages for each, and a table by the RPCs' names."""
+"""The unary calls that are not operations on a VM: a function on messages for each, and a table by RPC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one table from errnos to gRPC status codes, and the forms in which an error leaves the daemon."""
+"""The table from errnos to gRPC status codes, and the forms in which an error leaves the daemon."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ log = logging.getLogger(__name__)
 
 
 def refusal(error: Exception) -> VmError:
-    """The error that a client gets for an exception: a VmError as it is, else EIO, and the log says why."""
+    """The error that a client gets for an exception: a VmError itself, else EIO; then the log has the reason."""
     if isinstance(error, VmError):
         if log.isEnabledFor(logging.DEBUG):
             log.debug("refused: %s", error.message, extra=fields(errno=error.reason))
         return error
     log.error("an operation failed", exc_info=error)
-    return VmError(errno.EIO, "irqchipd failed to do this; its log says why")
+    return VmError(errno.EIO, "irqchipd failed; its log has the reason")
 
 
 def number_of(error: VmError) -> int:

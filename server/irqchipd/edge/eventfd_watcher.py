@@ -1,4 +1,4 @@
-"""irqfds without a port: a thread of their own waits for them."""
+"""irqfds without a port: a thread waits for them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class EventfdWatcher(Watcher):
-    """Waits for irqfds, in a thread that begins with the first of them."""
+    """Waits for irqfds, in a thread that starts with the first irqfd."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held while an irqfd interrupts, so that none is closed meanwhile
         self._epoll: select.epoll | None = None
         self._woken = -1
         self._work: dict[int, Work] = {}
-        self._unwatched: set[int] = set()  # since the last look: their numbers may be others' by now
+        self._unwatched: set[int] = set()  # since the last look: their numbers may be in use again
         self._again: deque[int] = deque()
         self._stopping = False
 
@@ -69,11 +69,11 @@ class EventfdWatcher(Watcher):
 
     def _look_at(self, descriptor: int, epoll: select.epoll) -> None:
         if descriptor in self._unwatched:
-            epoll.modify(descriptor, _WRITTEN)  # which reports it anew if it has been written
+            epoll.modify(descriptor, _WRITTEN)  # reports the descriptor anew if it has been written
             return
         try:
             pending = self._work[descriptor].go_on()
-        except Exception:  # one irqfd's trouble is not the others'
+        except Exception:  # the other irqfds go on
             log.exception("an irqfd failed")
             return
         if pending is not None:

@@ -1,7 +1,7 @@
-"""Adding 1 to an eventfd without ever waiting: the kernel's eventfd_signal, which a process reaches by Linux's AIO.
+"""Adding 1 to an eventfd without ever waiting: Linux's AIO calls the kernel's eventfd_signal.
 
-A write waits where the counter is full. A client that has the eventfd can fill the counter between a poll and the
-write, and the thread that waits serves all clients. O_NONBLOCK does not help: the client shares that flag.
+A write waits while the counter is full. A client that has the eventfd can fill the counter between a poll and the
+write, and would stop the thread that serves all clients. O_NONBLOCK does not help: the client shares that flag.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from functools import cache
 
 _ONE = (1).to_bytes(8, "little")
 _SYSCALLS = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2)}  # io_setup, io_getevents, io_submit
-_EVENTS = 64  # that a context keeps until they are taken
+_EVENTS = 64  # the most that a context keeps until they are taken
 _EVENT_BYTES = 32  # struct io_event
-# struct iocb, <linux/aio_abi.h>: a read of one byte, and when it is done, at once, an eventfd is signalled.
+# struct iocb, <linux/aio_abi.h>: a read of one byte, which is done at once, and then signals an eventfd.
 _IOCB = struct.Struct("<QIIHhIQQqQII")
 _PREAD, _RESFD = 0, 1
 
 
 class AioWriter:
-    """Writes by AIO; from any thread. OSError where there is no AIO."""
+    """Writes by AIO; from any thread. OSError without AIO."""
 
     def __init__(self) -> None:
         try:
             setup, self._getevents, self._submit = _SYSCALLS[platform.machine()]
         except KeyError:
             raise OSError(errno.ENOSYS, "the system calls' numbers are not known") from None
-        # The interpreter's lock is kept: none of these calls waits.
+        # Keep the interpreter's lock: none of these calls waits.
         self._call = ctypes.PyDLL(None, use_errno=True).syscall
         self._call.restype = ctypes.c_long
         context = ctypes.c_ulong()
@@ -50,7 +50,7 @@ class AioWriter:
         self._context = context
 
     def add_one(self, eventfd: int) -> None:
-        """Add 1, up to the largest counter: 2^64 - 1, which no write reaches."""
+        """Add 1, up to the largest counter, 2^64 - 1, which a write can't reach."""
         with self._lock:
             if self._untaken == _EVENTS:
                 self._call(
@@ -72,7 +72,7 @@ class AioWriter:
 
 
 class _PlainWriter:
-    """Writes where there is no AIO. A write may wait for a client that makes it."""
+    """Writes without AIO. A client can make a write wait."""
 
     def add_one(self, eventfd: int) -> None:
         """Add 1, unless the counter is full."""
@@ -89,7 +89,7 @@ def _failure() -> OSError:
 
 @cache
 def writer() -> AioWriter | _PlainWriter:
-    """The best that this system has."""
+    """The best writer on this system."""
     try:
         return AioWriter()
     except OSError:

@@ -25,12 +25,12 @@ from irqchipd.vm.x86.machine import X86Vm
 
 DEASSIGN, RESAMPLE = 1, 2  # KVM_IRQFD_FLAG_*
 MAPPED = 1 << 44  # bytes of clients' memory, an eighth of a process's address space on x86-64
-PASSING = 64  # descriptors that may be held beside those of irqfds and doorbells, for example to deassign one
+PASSING = 64  # the most descriptors held besides those of irqfds and doorbells, for example to deassign an irqfd
 _FDINFO = re.compile(r"^eventfd-count:\s*([0-9a-f]+)$.*^eventfd-id:\s*(\d+)$", re.MULTILINE | re.DOTALL)
 
 
 def _eventfd(descriptor: int) -> tuple[int, int]:
-    """An eventfd's identity, which its duplicates share, and its counter; EINVAL for another descriptor."""
+    """An eventfd's identity, which its duplicates share, and its counter; EINVAL for any other descriptor."""
     with open(f"/proc/self/fdinfo/{descriptor}") as file:
         found = _FDINFO.search(file.read())
     if found is None:
@@ -45,8 +45,8 @@ def _nothing() -> None:
 class EventfdsInUse:
     """Counts the clients' descriptors that the daemon holds, for all VMs and Sessions; from any thread.
 
-    The number of irqfds and doorbell eventfds is limited; each has one or two descriptors. A descriptor counts
-    from its arrival until it is closed, whatever it is.
+    The number of irqfds and doorbell eventfds is limited; each has one or two descriptors. Any descriptor
+    counts from its arrival until it is closed.
     """
 
     def __init__(self, most: int) -> None:
@@ -72,7 +72,7 @@ class EventfdsInUse:
         """Count bytes of memory that the daemon maps. ENOSPC at the limit."""
         with self._lock:
             if self._mapped + length > MAPPED:
-                raise VmError(errno.ENOSPC, f"the daemon maps {MAPPED:#x} bytes of memory at the most, for all VMs")
+                raise VmError(errno.ENOSPC, f"the daemon maps at most {MAPPED:#x} bytes of memory, for all VMs")
             self._mapped += length
 
     def unmap(self, length: int) -> None:
@@ -147,7 +147,7 @@ class Bell:
 class Lent(_Held):
     """A part of the guest's memory that a client shares. Owns the descriptor.
 
-    is_mapped  bits are set in it; otherwise others map it, and it must keep its size
+    is_mapped  the daemon sets bits in it; otherwise other processes map it, and it must keep its size
     """
 
     def __init__(self, in_use: EventfdsInUse, descriptor: int, offset: int, length: int, *, is_mapped: bool) -> None:
@@ -174,7 +174,7 @@ class Lent(_Held):
             raise
 
     def set_bits(self, offset: int, mask: int) -> int | None:
-        """Set the one bit of a mask in a byte, and return what the byte was; None where the memfd has shrunk."""
+        """Set the one bit of a mask in a byte, and return the old byte; None where the memfd has shrunk."""
         return None if self._mapped is None else self._mapped.set_bits(offset, mask)
 
     def send(self, over: int) -> None:
@@ -214,7 +214,7 @@ class _Assigned(Work):
         return self.vm.share
 
     def resampled(self, _: Event) -> None:
-        """The interrupt was acknowledged; from any thread."""
+        """Signal that the interrupt was acknowledged; from any thread."""
         if self._resamplefd is not None:
             self._resamplefd.signal()
 
@@ -275,7 +275,7 @@ class Eventfds:
     """The eventfds that come with a Session's batches. This base class is for a transport without descriptors."""
 
     def begin_message(self, is_records: bool) -> None:
-        """A message begins. Descriptors are for a batch of messages that was announced; close any others."""
+        """A message begins. Close descriptors, unless they were announced for a batch of messages."""
 
     def announce(self) -> None:
         """The next message carries descriptors."""
@@ -303,7 +303,7 @@ class Eventfds:
 
 
 def _no_descriptors() -> VmError:
-    return VmError(errno.EOPNOTSUPP, "gRPC carries no descriptor; open the Session on the AF_UNIX port")
+    return VmError(errno.EOPNOTSUPP, "gRPC carries no descriptors; open the Session on the AF_UNIX port")
 
 
 class PortEventfds(Eventfds):
@@ -314,14 +314,14 @@ class PortEventfds(Eventfds):
         self._watcher = watcher
         self._assigned: dict[int, _Assigned] = {}
         self._shared: list[SharedLapic] = []
-        # The descriptors that came with the current message; and whether others came that found no room.
+        # The descriptors that came with the current message; and whether more came than there was room for.
         self._descriptors: list[int] = []
         self._refused = False
         self.unused = False  # whether descriptors have come since the last discard
         self._announced = False
 
     def receive(self, descriptors: Sequence[int]) -> None:
-        """Keep descriptors that came with a message, as far as there is room."""
+        """Keep descriptors that came with a message, while there is room."""
         kept = self._in_use.hold(len(descriptors))
         self.unused = True
         self._descriptors.extend(descriptors[:kept])
@@ -340,10 +340,10 @@ class PortEventfds(Eventfds):
         self._announced = True
 
     def irqfd(self, vm: Vm, source: LineSource, flags: int, gsi: int) -> None:
-        """KVM_IRQFD. KVM: eventfd.c kvm_irqfd, whose order of checks this is."""
+        """KVM_IRQFD, with the order of checks of KVM: eventfd.c kvm_irqfd."""
         vm.check_alive()
         if flags & ~(DEASSIGN | RESAMPLE):
-            raise invalid(f"flags {flags:#x} of an irqfd; {DEASSIGN} deassigns, {RESAMPLE} resamples")
+            raise invalid(f"flags {flags:#x} of an irqfd: use {DEASSIGN} to deassign, {RESAMPLE} to resample")
         if flags & DEASSIGN:
             eventfd = self._take()
             try:
@@ -362,7 +362,7 @@ class PortEventfds(Eventfds):
             vm.trigger(irqfd.irqfd, assigned=True)
 
     def bell(self) -> Bell:
-        """The next descriptor, for a doorbell. EBADF if there is none, EINVAL if it is not an eventfd, ENOSPC."""
+        """The next descriptor, for a doorbell. EBADF without one, EINVAL if it is not an eventfd, ENOSPC."""
         descriptor = self._take()
         try:
             _eventfd(descriptor)
@@ -403,7 +403,7 @@ class PortEventfds(Eventfds):
         raise VmError(errno.EBADF, "no descriptor came with the message for this operation")
 
     def _close(self, descriptor: int) -> None:
-        """Close a descriptor that was received, whatever it is."""
+        """Close a received descriptor of any kind."""
         CLOSER.close(descriptor, self._in_use.let_go)
 
     def _assign(self, vm: Vm, source: LineSource, resamples: bool, gsi: int, taken: list[int]) -> _Assigned:
@@ -416,7 +416,7 @@ class PortEventfds(Eventfds):
         assigned = _Assigned(self._in_use, vm, gsi, taken[0], taken[1] if resamples else None)
         assigned.irqfd = vm.add_irqfd(source, gsi, assigned.resampled if resamples else None)
         try:
-            # KVM finds out that the eventfd is an irqfd already only behind the resampler, whose end lowers the line.
+            # KVM checks only after the resampler whether the eventfd already is an irqfd; its removal lowers the line.
             self._in_use.add(identity)
             try:
                 assigned.untouched = count

@@ -1,4 +1,4 @@
-"""A Session's events: the queue in which they wait for the client, and the messages and records that it is sent."""
+"""A Session's events: their queue, and the messages and records for the client."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _SIGNALS: Final = 2
 
 
 class _Unread:
-    """A doorbell or a reset, which a later event may change as long as the client has not been sent this.
+    """A doorbell or a reset that has not been sent yet, so that a later event may change it.
 
-    event      None: doorbells that found no room
-    as_record  whether the client is sent a record
-    count      how many doorbells this is
+    event      None: doorbells without room
+    as_record  whether it is sent as a record
+    count      the number of doorbells
     """
 
     __slots__ = ("as_record", "count", "event")
@@ -50,9 +50,9 @@ class _Unread:
 
 
 class EventQueue:
-    """A Session's events. Equal events are one event as long as they are unread.
+    """A Session's events. Equal unread events are merged into one.
 
-    wake is called, from any thread, when the queue was empty and is not any more. on_dropped is called with the queue's
+    wake is called, from any thread, when the queue stops being empty. on_dropped is called with the queue's
     lock held, on_lost without.
     """
 
@@ -70,16 +70,16 @@ class EventQueue:
         # Events that are merged, with their counts, by subject, the oldest subject first. The numbers of vCPUs and GSIs
         # bound them: the IoapicEois of a vCPU are one bit per vector.
         self._merged: dict[object, tuple[Event, int]] = {}
-        # vCPUs' signals, and in the place of those that found no room a count of them.
+        # vCPUs' signals; a count stands for signals without room.
         self._signals: deque[VcpuSignal | int] = deque()
         self._kept_signals = 0
         self._unread_signals: dict[int, VcpuSignal] = {}  # per vCPU its last signal
-        # What happened to regions, and resets, in their order.
+        # Events of regions, and resets, in order.
         self._accesses: deque[_Unread | bytes] = deque()
         self._limit = limit
         self._doorbells = 0
         self.is_empty = True  # the function that wakes a Session may read this without the lock
-        # The kind that is looked at first. The kinds take turns, so that none waits while others keep coming.
+        # The kind that is taken first. The kinds take turns, so that a busy kind does not keep the others waiting.
         self._kind = _ACCESSES
 
     def put(self, event: Event) -> None:
@@ -122,7 +122,7 @@ class EventQueue:
         self._accesses.append(_Unread(event, as_record=False))
 
     def put_access(self, event: Event, as_record: bool = False) -> None:
-        """Queue what happened to a region."""
+        """Queue an event of a region."""
         with self._lock:
             idle, self.is_empty = self.is_empty, False
             if isinstance(event, Doorbell):
@@ -145,7 +145,7 @@ class EventQueue:
             self._doorbells += 1
             accesses.append(_Unread(event, as_record))
         else:
-            # Skip the VmReset, which moves: counts on either side of it would pile up.
+            # Skip the VmReset, which moves: otherwise there could be ever more counts around it.
             last = next((unread for unread in reversed(accesses) if not _is_reset(unread)), b"")
             if not isinstance(last, _Unread) or last.event is not None:
                 last = _Unread(None, as_record, 0)
@@ -172,7 +172,7 @@ class EventQueue:
         return message
 
     def close(self) -> None:
-        """Nothing is taken any more."""
+        """Drop everything: no more is taken."""
 
     def _taken(self, unread: _Unread) -> bytes:
         event = unread.event
@@ -205,7 +205,7 @@ class EventQueue:
 
 
 class QueueMeter:
-    """What all queues of Sessions hold together, the most that one has held, and how many events were dropped."""
+    """The events in all Sessions' queues, the most that one queue has held, and the number of dropped events."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -214,7 +214,7 @@ class QueueMeter:
         self.dropped = 0
 
     def change(self, before: int, now: int) -> None:
-        """A queue holds this many events, and held that many before."""
+        """A queue holds `now` events, and held `before`."""
         with self._lock:
             self.queued += now - before
             self.peak = max(self.peak, now)
@@ -226,7 +226,7 @@ class QueueMeter:
 
 
 class MeasuredQueue(EventQueue):
-    """A queue that a meter knows."""
+    """A queue that reports to a meter."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class MeasuredQueue(EventQueue):
         self._measure()
 
     def take(self) -> bytes | None:
-        self._measure()  # what put has woken a Session for, before put could
+        self._measure()  # put may have woken the Session before it measured
         message = super().take()
         self._measure()
         return message
@@ -271,7 +271,7 @@ _meters: Final[list[QueueMeter]] = []
 
 
 def measure_queues(meter: QueueMeter) -> None:
-    """Let a meter know every queue from now on, for the rest of the process."""
+    """Let every queue from now on report to a meter, for the rest of the process."""
     _meters[:] = [meter]
 
 
@@ -311,11 +311,11 @@ def _subject(event: Event) -> tuple[object, int]:
             return event, 1
 
 
-# What the client is sent.
+# Messages for the client.
 
 
 def event_to(event: Event, count: int = 1) -> pb.Event:
-    """The message of an event; count is how many it stands for."""
+    """The message of an event; count is the number of merged events."""
     match event:
         case InterruptPending(vcpu):
             return pb.Event(interrupt_pending=pb.InterruptPending(vcpu=vcpu))

@@ -1,4 +1,4 @@
-"""Which piece of work begins next on the gRPC edge's event loop."""
+"""The order of pieces of work on the gRPC edge's event loop."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from irqchipd.edge.rpc import decoded
 from irqchipd.fair import FairQueue
 from irqchipd.vm.pending import Pending, Slices
 
-BUSY_NS = 1_000_000  # of work, less the time since; from here on pieces of work wait for each other
+BUSY_NS = 1_000_000  # of work, less the time since; above this, pieces of work wait for each other
 SMALL = 1024  # bytes of a message that is decoded at once
 PIECE_NS = 300_000  # after which a piece ends: a pass of the loop costs more than a slice of a batch
-GRANTS = 2  # pieces that may begin in one pass, where others wait
+GRANTS = 2  # pieces that may begin in one pass while others wait
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
@@ -49,16 +49,16 @@ class Waiters:
         """Let the next piece begin. False if none waits."""
         while self._queue:
             _, future = self._queue.take()
-            if not future.done():  # else its coroutine was cancelled
+            if not future.done():  # otherwise its coroutine was cancelled
                 future.set_result(None)
                 return True
         return False
 
 
 class Gate:
-    """Lets pieces of work begin on an event loop: at once if there is little to do, else by holder (see FairQueue).
+    """Lets pieces of work begin on an event loop: at once if the loop has little work, else by holder (see FairQueue).
 
-    A piece does not await anything: the loop serves everything else between two pieces.
+    A piece does not await anything: between pieces the loop serves everything else.
     """
 
     def __init__(self) -> None:

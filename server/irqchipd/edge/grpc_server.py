@@ -1,7 +1,7 @@
-"""gRPC's asyncio server without one fault: a call of a method whose name was not UTF-8 ended the server.
+"""gRPC's asyncio server, without a fault: a call of a method whose name is not UTF-8 ends gRPC's server.
 
-Its loop decodes the name of a method that is not registered, and the exception ends it. So all methods are registered
-here, and the calls of others never get to the loop: they are answered before.
+The server's loop decodes the names of unregistered methods, and an exception ends the loop. So here all methods are
+registered, and calls of other methods are answered before they reach the loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
 
 
 async def _refuse(context: Any) -> None:
-    with suppress(grpc.aio.AbortError, grpc.aio.InternalError):  # abort raises; or the client has gone
+    with suppress(grpc.aio.AbortError, grpc.aio.InternalError):  # abort raises; or the client has left
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "irqchipd has no such method")
 
 

@@ -1,4 +1,4 @@
-"""The gRPC edge: a message comes, the VM does one operation, a message goes."""
+"""The gRPC edge: a message comes in, the VM does one operation, a message goes out."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class GrpcService:
 
         async def answer(data: bytes) -> bytes:
             if long_call is not None:
-                # RestoreVm and ListVms belong to no VM; each of the two waits only for calls of its own kind.
+                # RestoreVm and ListVms belong to no VM: each waits only for calls of its own kind.
                 holder = method if method != "SaveVm" else self._share_of(await self._gate.decode(request_class, data))
                 return await self._background.run(holder, partial(execute_long, long_call, data))
             request: Any = await self._gate.decode(request_class, data)
@@ -119,7 +119,7 @@ class GrpcService:
         return handle
 
     def _share_of(self, request: Any) -> object:
-        """The holder whose time a call of the daemon's own takes: the VM's share, or None where there is no VM yet."""
+        """The holder that is charged for a call of the daemon's own: the VM's share, or None before there is a VM."""
         try:
             return self._registry.get(getattr(request, "vm", "")).share
         except VmError:
@@ -141,7 +141,7 @@ class GrpcService:
                 halt = vm.halt(request.vcpu, done, request.interrupts_masked, request.timeout_ns)
             try:
                 return convert.outcome_to(await ended).SerializeToString()
-            except BaseException:  # the call was cancelled: what the halt took is given back
+            except BaseException:  # the call was cancelled: give back what the halt took
                 vm.abandon(halt)
                 raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""A guest's memory that a client shares as a memfd: bits of it are set as atomically as a processor does it."""
+"""A guest's memory that a client shares as a memfd. Its bits are set atomically, as by a processor."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from typing import Final
 from irqchipd.vm.errors import VmError, invalid
 
 PAGE: Final = 4096
-# The kernel sets a bit of a shared word atomically with FUTEX_WAKE_OP, and wakes nobody. futex(2).
+# The kernel sets a bit of a shared word atomically with FUTEX_WAKE_OP; no thread waits to be woken. futex(2).
 _SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "s390x": 238}.get(platform.machine(), 0)
 _WAKE_OP_PRIVATE: Final = 5 | 128
 _OR_BIT: Final = 2 | 8  # FUTEX_OP_OR of 1 << the operand
 
 
 def check_memfd(descriptor: int, offset: int, length: int) -> None:
-    """EINVAL for a descriptor that is no memfd, or memory that is not in it."""
+    """EINVAL for a descriptor that is not a memfd, or memory that is not in it."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError:
-        # Of another file, reads could wait for a disk or for another process.
+        # Reads of any other file could wait for a disk or for another process.
         raise invalid("the descriptor is not a memfd") from None
     if offset % PAGE:
         raise invalid(f"offset {offset:#x} of a memfd: use a multiple of {PAGE}")
     size = os.fstat(descriptor).st_size
     if not 0 < length <= size - offset:
-        raise invalid(f"{length} bytes at {offset:#x} of a memfd that has {size}: make the memfd longer")
+        raise invalid(f"{length} bytes at {offset:#x} exceed the memfd's {size}: make the memfd longer")
 
 
 def keeps_its_size(memfd: int) -> bool:
-    """Whether nobody can shrink a memfd."""
+    """Whether a memfd is sealed against shrinking."""
     return fcntl.fcntl(memfd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK != 0
 
 
 def send_memfd(memfd: int, over: int) -> None:
-    """Send a descriptor through a unix socket, without waiting: EINVAL where that can't be done."""
+    """Send a descriptor through a unix socket, without waiting: EINVAL if that is impossible."""
     try:
         # Its family and type are those of the descriptor.
         connection = socket.socket(fileno=os.dup(over))
@@ -59,14 +59,14 @@ def send_memfd(memfd: int, over: int) -> None:
 class SharedMemory:
     """A part of a memfd, mapped.
 
-    The daemon never touches the mapping itself: a client may shrink its memfd at any time, and a system call then fails
-    where a load would be a SIGBUS.
+    The daemon never accesses the mapping itself: a client may shrink its memfd at any time. Then a system call fails,
+    but a load would raise SIGBUS.
     """
 
     def __init__(self, descriptor: int, offset: int, length: int) -> None:
-        """The range has been checked. EINVAL for a memfd that can't be written. The descriptor stays the caller's."""
+        """Map a checked range. EINVAL for a memfd that can't be written. The descriptor stays the caller's."""
         if not _SYS_FUTEX:
-            raise VmError(errno.EOPNOTSUPP, f"on {platform.machine()} no memory can be shared: answer for it instead")
+            raise VmError(errno.EOPNOTSUPP, f"memory can't be shared on {platform.machine()}: answer for it instead")
         try:
             self._map = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
         except OSError as error:
@@ -81,11 +81,10 @@ class SharedMemory:
         self._call.restype = ctypes.c_long
 
     def set_bits(self, offset: int, mask: int) -> int | None:
-        """Set the one bit of a mask in a byte, and return what the byte was; None where the memfd has shrunk.
+        """Set the one bit of a mask in a byte, and return the old byte; None where the memfd has shrunk.
 
-        A bit that is set already stays, and the guest may clear it at any time. So a bit that the first look finds set
-        was set at that moment; and one that it finds clear can only have been set by others like this one, who take
-        turns.
+        The guest may clear the bit at any time; only calls of this method set it, one at a time. So if the read finds
+        the bit set, nothing has to be done; and if it finds the bit clear, the bit is clear until the call sets it.
         """
         byte = os.pread(self._descriptor, 1, self._offset + offset)
         if not byte:

@@ -18,7 +18,7 @@ from irqchipd.vm.vcpu_state import Outcome
 class Halts:
     """Batches whose answers wait for a halt to end.
 
-    An answer is put behind `answers` when its halt has ended, and the Session is woken; from any thread.
+    When a halt has ended, its answer is appended to `answers`, and the Session is woken; from any thread.
     """
 
     def __init__(self, vm: Vm, limits: Limits, answers: deque[Late], wake: Callable[[], None]) -> None:
@@ -26,13 +26,13 @@ class Halts:
         self._limits = limits
         self._answers = answers
         self._wake = wake
-        # Batches whose answers have not been taken, in their order.
+        # Batches whose answers have not been taken, in order.
         self.unsent: dict[Late, Batch] = {}
-        # Per vCPU its last halt, which the client can give up even after the answer has been sent.
+        # Each vCPU's last halt, which the client can give up even after the answer has been sent.
         self._last: dict[int, Batch] = {}
 
     def begin(self, batch: Batch, arguments: Sequence[Any]) -> bytes | None:
-        """Begin the halt that a batch ends in. The batch's answer where the halt is refused."""
+        """Begin the halt that a batch ends in. Returns the batch's answer if the halt is refused."""
         interrupts_masked, vcpu, _, timeout_ns = arguments
 
         def done(outcome: Outcome) -> None:
@@ -68,7 +68,7 @@ class Halts:
             self._wake()
 
     def abandon(self, sending: Batch | None) -> None:
-        """Cancel all halts, and give back what those took whose answers have not been sent."""
+        """Cancel all halts, and give back what halts without a sent answer took."""
         for batch in (*self.unsent.values(), sending):
             if batch is not None and batch.halt is not None:
                 self._vm.abandon(batch.halt)

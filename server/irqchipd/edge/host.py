@@ -1,4 +1,4 @@
-"""What a connection needs of the port that serves it."""
+"""The port, as a connection uses it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 class Host(Watcher, Generic[_T]):
     """Serves connections.
 
-    alone  whether only one descriptor is ready and no work waits: then what comes is done at once
+    alone  whether only one descriptor is ready and no work waits: then its input is handled at once
     """
 
     alone: bool
@@ -32,7 +32,7 @@ class Host(Watcher, Generic[_T]):
         raise NotImplementedError
 
     def rouse(self, ring: Ring) -> None:
-        """Poll a ring that has something to do again; from any thread."""
+        """Poll a ring again that needs service; from any thread."""
         raise NotImplementedError
 
     def do(self, work: Work) -> None:
@@ -44,17 +44,17 @@ class Host(Watcher, Generic[_T]):
         raise NotImplementedError
 
     def allows(self, holder: object) -> bool:
-        """Whether a piece that has just come, beside others, may be done at once: it would be the next."""
+        """Whether a new piece may be done at once although others wait: it would be the next."""
         raise NotImplementedError
 
     def opened(self, connection: _T) -> None:
-        """A connection is a Session now, or never will be."""
+        """A connection is a Session now, or has failed to become one."""
         raise NotImplementedError
 
     def suspect(self, connection: _T) -> None:
-        """The process that connected has ended. The client is another process that has the socket, or has gone."""
+        """The process that connected has ended. Another process may still have the socket."""
         raise NotImplementedError
 
     def close(self, connection: _T) -> None:
-        """A connection is at its end."""
+        """A connection has ended."""
         raise NotImplementedError

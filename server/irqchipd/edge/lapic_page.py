@@ -21,7 +21,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def _layout() -> struct.Struct:
-    """The base, and behind it the words at their offsets."""
+    """The base, and then the words at their offsets."""
     layout, end = "<Q", BASE_AT + 8
     for offset in sorted(COPIED):
         layout += f"{offset - end}xI"
@@ -62,16 +62,16 @@ class LapicPage:
         self._numbers[SEQUENCE_AT // 8] = self._sequence
 
     def close(self) -> None:
-        """Unmap the page, which nothing publishes any more."""
+        """Unmap the page, after the last publish."""
         self._numbers.release()
         self._view.release()
         self._memory.close()
 
 
 def _check(descriptor: int) -> None:
-    """EINVAL for memory to which a later write could fail."""
+    """EINVAL for memory whose later writes could fail."""
     seals = 0
-    with suppress(OSError):  # no file in memory
+    with suppress(OSError):  # not a file in memory
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     if seals & _SEALS != _SEALS:
         raise invalid("a local APIC is shared in a memfd with F_SEAL_SHRINK and F_SEAL_GROW")

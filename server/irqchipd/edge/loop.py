@@ -20,8 +20,8 @@ _T = TypeVar("_T")
 class Loop(asyncio.SelectorEventLoop):
     """An event loop that takes all of gRPC's events in one pass.
 
-    grpc.aio hears of its completion queue through a socket, a byte an event, and takes one event whenever the socket
-    can be read: one a pass. A call waits for several events, each behind those of all other calls and streams.
+    grpc.aio is notified of its completion queue through a socket, one byte per event, and takes one event in each pass
+    of the loop. A call needs several events, and each would wait for those of all other calls and streams.
     """
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *arguments: Any) -> None:  # type: ignore[override]
@@ -39,7 +39,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
-    """Have an event loop call a function; from any thread."""
+    """Let an event loop call a function; from any thread."""
     try:
         loop.call_soon_threadsafe(callback, *arguments)
     except RuntimeError:  # the loop is closed, and its streams have ended

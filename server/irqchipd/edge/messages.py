@@ -1,4 +1,4 @@
-"""Batches, and operations alone, as the contract's messages."""
+"""Batches and single operations as the contract's messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MessageBatch(Batch):
             try:
                 name = message.WhichOneof("operation")
                 if name is None:
-                    raise invalid("the operation is empty, or one that this daemon does not know")
+                    raise invalid("the operation is empty, or unknown to this daemon")
                 operation = OPERATIONS[name]
                 request = getattr(message, name)
                 if operation.has_vm and request.vm and request.vm != self._vm:

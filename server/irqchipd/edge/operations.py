@@ -1,6 +1,6 @@
-"""The operations on a VM: a function on plain values for each, and a row of a table from which its forms follow.
+"""The operations on a VM: each is a function on plain values, and a row of a table that defines its forms.
 
-An operation has a message, as the contract names it, and some have a record, too (irqchip/records.py). A new operation
+Every operation has a message in the contract, and some also have a record (irqchip/records.py). A new operation
 is a function and a row here, and an RPC in the contract.
 """
 
@@ -36,7 +36,7 @@ from irqchipd.vm.x86.machine import X86Vm
 
 log = logging.getLogger("irqchipd.edge.session")
 
-MAX_CHANGES: Final = 4096  # of an irq_lines: it holds the VM's lock
+MAX_CHANGES: Final = 4096  # of an irq_lines
 MAX_CAP_ARGS: Final = 4  # of struct kvm_enable_cap
 
 # The result of an operation that has a record: flags, a status and a value.
@@ -66,7 +66,7 @@ class SessionCaller(Caller):
 
     def __init__(self, vm: Vm, source: LineSource, events: EventQueue, eventfds: Eventfds) -> None:
         super().__init__(vm, source)
-        self.own_source = source  # which is not None, as the type of `source` allows
+        self.own_source = source  # as `source`, but never None
         self.events = events
         self.eventfds = eventfds
 
@@ -74,7 +74,7 @@ class SessionCaller(Caller):
         """Log something for the operator; to be called without the VM's lock."""
         if log.isEnabledFor(level):
             about = fields(vm=self.vm.name, source=self.own_source.number, client=self.own_source.client, **values)
-            log.log(level, message, extra=about, stacklevel=2)  # the log limits each line of code by itself
+            log.log(level, message, extra=about, stacklevel=2)  # the log limits the records of each line of code
 
 
 _K = TypeVar("_K", bound=Vm)
@@ -88,7 +88,7 @@ def vm_of(on: Caller, kind: type[_K], operation: str) -> _K:
     return vm
 
 
-# Operations that have a record. Their arguments are in the record's order; `_` is one that is not used.
+# Operations that have a record. Their arguments are in the record's order; `_` is an unused field.
 
 
 def irq_line(on: Caller, without_status: int, gsi: int, _: int, level: int) -> Result:
@@ -173,11 +173,11 @@ def sysreg_write(on: Caller, _: int, vcpu: int, sysreg: int, data: int) -> Resul
 
 
 def halt(on: Caller, interrupts_masked: int, vcpu: int, _: int, timeout_ns: int) -> Result:
-    # The halt at the end of a batch is begun by the batch itself: it ends later.
+    # The batch itself begins a halt at its end: that ends later.
     raise invalid("a halt is the last operation of its batch")
 
 
-# Operations that have a message alone.
+# Operations that have only a message.
 
 
 def irq_lines(on: Caller, changes: Sequence[int]) -> Slices[list[int]]:
@@ -251,12 +251,12 @@ def register_region(
     as_records: bool = False,
 ) -> None:
     if memfd and (space != Space.MEMORY or eventfd or doorbell):
-        raise invalid(f"memfd is for the guest's memory, which is space {int(Space.MEMORY)}, and no doorbell")
+        raise invalid(f"memfd is for the guest's memory, space {int(Space.MEMORY)}, without doorbell")
     if offset and not memfd:
         raise invalid(f"offset {offset:#x} is for a memfd: set memfd, or leave offset out")
     bell = on.eventfds.bell() if eventfd else None
     lent = on.eventfds.guest_memory(offset, length, is_mapped=on.vm.has_indicators) if memfd else None
-    as_records = as_records and space != Space.MEMORY  # a record is an operation of a vCPU
+    as_records = as_records and space != Space.MEMORY  # a record is for a vCPU's access
     listener = partial(on.events.put_access, as_record=as_records) if bell is None else bell.ring
     removed = bell.close if bell is not None else None if lent is None else lent.close
     try:
@@ -319,8 +319,8 @@ class Operation:
     request   the message's fields that are the arguments, or a function that makes the arguments of a request
     response  the message's field that is the result, or a function that fills in a response
     large     whether the result can be large. The operation changes nothing, so that the result can be dropped.
-    reserve   keeps room for the result. The function of such an operation returns what is to be done in slices.
-    is_long   whether there is a reserve, or it is a halt
+    reserve   reserves room for the result. The function of such an operation returns Slices.
+    is_long   whether the operation has a reserve, or is a halt
     """
 
     __slots__ = ("arguments", "call", "fill", "has_vm", "is_long", "large", "name", "number", "reserve")
@@ -350,7 +350,7 @@ class Operation:
 
 
 def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
-    """A function that gets some fields of a message. Where there is None it gets what is not used."""
+    """A function that gets some fields of a message. For None it gets an unused value."""
     names = [name for name in fields if name is not None]
     if len(names) < 2:
         return lambda request: [0 if name is None else getattr(request, name) for name in fields]
@@ -358,7 +358,7 @@ def _getter(fields: Sequence[str | None]) -> Callable[[Any], Sequence[Any]]:
 
 
 def _setter(field: str | None) -> Callable[[Any, Any], None]:
-    """A function that puts a result into a field of a message, if there is one."""
+    """A function that puts a result into a field of a message, if a field is given."""
     return lambda result, response: setattr(response, field, result) if field is not None else None
 
 
@@ -367,7 +367,7 @@ def _refuse(on: Caller, error: Exception) -> Result:
 
 
 def _of_vm(name: str, method: Callable[..., Any], request: Request, response: Response = None, **how: Any) -> Operation:
-    """The row of an operation that is a method of Vm as it stands, or as an architecture has it."""
+    """The row of an operation that is a method of Vm, in any architecture."""
     called = method.__name__
     return Operation(name, lambda on, *arguments: getattr(on.vm, called)(*arguments), request, response, **how)
 
@@ -382,10 +382,10 @@ def _of_kind(
 def _with_record(
     call: Callable[..., Any], claimed: str | None, status: str | None, value: str | None, *more: str
 ) -> Operation:
-    """The row of an operation that has a record, whose fields the contract has.
+    """The row of an operation with a record; the arguments are fields of its messages.
 
     claimed, status and value are the response's fields for the parts of its Result; more are fields of the request that
-    the record leaves out.
+    the record lacks.
     """
 
     def fill(result: Result, response: Any) -> None:
@@ -495,7 +495,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
 }
 HALT: Final = OPERATIONS["halt"]
 REFUSED: Final = Operation("refused", _refuse, ())
-# Those that have a record, by its number; and the functions of those that can be alone in a packet and done at once.
+# Operations with a record, by its number; and functions for packets of one record that is done at once.
 RECORDS: Final[dict[int, Operation]] = {OPERATIONS[name].number: OPERATIONS[name] for name in FIELDS} | {
     OPERATIONS["register_region"].number: Operation("register_region", register_region_by_record, ())
 }
@@ -507,11 +507,11 @@ RECORDS_ALONE: Final[dict[int, Callable[..., Result | Access]]] = {
 def wrap_operations(wrap: Callable[[str, Callable[..., Any], bool], Callable[..., Any]]) -> None:
     """Put a function around each operation's, for the rest of the process.
 
-    wrap gets an operation's name, its function, and whether this returns what is to be done in slices. Only HALT's
-    function is never called.
+    wrap gets an operation's name, its function, and whether the function returns Slices. Only HALT's function is never
+    called.
     """
     for operation in RECORDS.values():
-        if OPERATIONS[operation.name] is not operation:  # it has a form of its own
+        if OPERATIONS[operation.name] is not operation:  # a record's own form
             operation.call = wrap(operation.name, operation.call, False)
     for operation in OPERATIONS.values():
         if operation is not HALT:

@@ -1,7 +1,7 @@
 """ListVms and GetVm, a page at a time. A page is bounded in bytes and in work.
 
-Page tokens say behind what a page begins, so that they hold while others come and go: VMs have a name, and line sources
-a serial number.
+A page token is the name of the VM, or the serial number of the line source, before the page. So a token stays valid
+while VMs and line sources come and go.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from irqchipd.vm.registry import Registry, is_name
 
 PAGE_BYTES = 256 << 10
 PAGE_VMS = 256
-PAGE_VCPUS = 1024  # per page: the timer of every vCPU has to be looked at
+PAGE_VCPUS = 1024  # per page: a description reads the timer of every vCPU
 LISTED_BYTES = 32 << 10  # per VM in a list, for its Sessions
 _FIELD_BYTES = 4  # before a message within another
 _SERIAL_DIGITS = 20
@@ -55,7 +55,7 @@ def get_vm(registry: Registry, request: pb.GetVmRequest, response: pb.GetVmRespo
 
 
 def _serial(token: str) -> int:
-    # int accepts other digits and blanks, too; and a long number takes long to convert.
+    # int also accepts other digits and blanks, and is slow for a long number.
     if not (len(token) < _SERIAL_DIGITS and token.isascii() and token.isdecimal()):
         raise _no_token()
     return int(token)

@@ -1,8 +1,8 @@
 """The AF_UNIX port: one Session per connection, over SOCK_SEQPACKET and without HTTP/2. docs/port.md describes it.
 
-One thread serves all connections, rings and irqfds of a port. So a device's write and the vCPU that it wakes are one
-pass of this thread, and no other thread needs the interpreter in between. Other threads send what they notify Sessions
-of.
+One thread serves all connections, rings and irqfds of a port. So one pass of this thread handles a device's
+write and wakes the vCPU, and no other thread needs the interpreter in between. Other threads send the notifications
+that they make.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EVENTS = 64  # per call of epoll_wait
 PASS_NS = 30_000  # after which the port looks for new events
 STRETCH_NS = 1_000_000  # of work without a pause
 PAUSE = 0.00005  # seconds; long enough for another thread to get the interpreter
-STALLED = 10.0  # seconds, after which a client that receives nothing has gone if its process has
+STALLED = 10.0  # seconds without receiving, after which a client whose process has ended counts as gone
 _READ = select.EPOLLIN
 
 
@@ -55,26 +55,26 @@ class Port(Host[Connection]):
         self.limits = replace(limits, message_bytes=min(limits.message_bytes, MESSAGE_BYTES))
         self.quota = quota
         self.in_use = in_use
-        self.rings = Rings(limits.rings if limits.poll_us else 0)  # who does not poll sends less by the socket
+        self.rings = Rings(limits.rings if limits.poll_us else 0)  # without polling, the socket is cheaper
         self.alone = False
         self._polling = AdaptivePoll(limits.poll_us * 1000)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
-        # The events that each descriptor was watched for at first; and the descriptors unwatched in this pass.
+        # The events given to watch() for each descriptor; and the descriptors unwatched in this pass.
         self._watched: dict[int, int] = {}
         self._unwatched: set[int] = set()
         # The work that waits, by VM; and the work that has arrived since, from any thread.
         self._work: FairQueue[Work] = FairQueue()
         self._arrived: deque[Work] = deque()
-        # The time until which what comes may be done at once; the holder of what was; and the end of the last pause.
+        # Until when input may be handled at once; the holder of input handled so; and the end of the last pause.
         self._pass_ends = 0
         self._holder: object = None
         self._paused = 0
-        self._look_again = 0  # the time until which what rings have need not wait for a look at the descriptors
-        # Connections that are no Sessions yet, the oldest first, with their deadlines.
+        self._look_again = 0  # until when rings are served without a look at the descriptors
+        # Connections that are not Sessions yet, the oldest first, with their deadlines.
         self._unopened: dict[Connection, float] = {}
         self._connections: set[Connection] = set()
-        # Connections whose processes have ended, in the order of the times to look whether they still receive.
+        # Connections whose processes have ended, with the times to check whether they still receive, in order.
         self._suspects: dict[Connection, float] = {}
         self._stopping = False
         self._accept_again = 0.0  # the time to accept connections again, after a failure; 0: now
@@ -83,7 +83,7 @@ class Port(Host[Connection]):
         with self._at.binding() as passing:
             self._listener.bind(str(passing))
             self._listener.listen(socket.SOMAXCONN)
-        # Other threads write this to have the port's thread look at what has arrived, or stop.
+        # Other threads write this, so that the port's thread looks at arrived work, or stops.
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._listener.fileno(), self._accept)
         self.watch(self._woken, lambda _: None, ONCE_A_WRITE)
@@ -91,7 +91,7 @@ class Port(Host[Connection]):
         self._runner.start()
 
     def begin_to_stop(self) -> None:
-        """Stop to listen, and have the thread end all Sessions with STOPPING."""
+        """Stop listening, and let the thread end all Sessions with STOPPING."""
         self.remove_socket()
         self._stopping = True
         os.eventfd_write(self._woken, 1)
@@ -132,11 +132,11 @@ class Port(Host[Connection]):
 
     def watch_for(self, descriptor: int, events: int) -> None:
         """Change the events that a descriptor is watched for; from any thread."""
-        with suppress(OSError):  # it is not watched any more
+        with suppress(OSError):  # it is no longer watched
             self._epoll.modify(descriptor, events)
 
     def rouse(self, ring: Ring) -> None:
-        """Poll a ring that has something to do again; from any thread."""
+        """Poll a ring again that needs service; from any thread."""
         self.rings.roused.append(ring)
         self._wake_thread()
 
@@ -156,7 +156,7 @@ class Port(Host[Connection]):
             self._queue(work)
 
     def allows(self, holder: object) -> bool:
-        """Whether a piece that has just come, beside others, may be done at once: it would be the next."""
+        """Whether a new piece may be done at once although others wait: it would be the next."""
         now = time.perf_counter_ns()
         if now >= self._pass_ends or not self._work.leads(holder):
             return False
@@ -193,7 +193,7 @@ class Port(Host[Connection]):
             self._epoll.close()
 
     def _serve(self) -> None:
-        """Pass after pass: handle what has come, and do some of the work that waits."""
+        """Pass after pass: handle input, and do some of the work that waits."""
         handlers, waiting, arrived = self._handlers, self._work.waiting, self._arrived
         while not self._stopping:
             self._unwatched.clear()
@@ -209,12 +209,12 @@ class Port(Host[Connection]):
                     continue
                 self._holder = None
                 try:
-                    if descriptor in self._unwatched:  # the events are of a descriptor that had this number before
+                    if descriptor in self._unwatched:  # the events belong to an earlier descriptor of this number
                         self.watch_for(descriptor, self._watched[descriptor])
                     else:
                         handler(events)
-                except Exception:  # other clients are not to suffer: epoll reports their eventfds once
-                    log.exception("the port failed at something")
+                except Exception:  # go on with other clients: epoll reports their eventfds only once
+                    log.exception("the port failed to handle an event")
                 if begun:
                     now = time.perf_counter_ns()
                     self._charge_holder(now - begun)
@@ -224,11 +224,11 @@ class Port(Host[Connection]):
             if self._unopened or self._accept_again or self._suspects:
                 try:
                     self._check_deadlines()
-                except Exception:  # what failed has no deadline any more, and the others are checked in the next pass
+                except Exception:  # the failed connection has no deadline now, and the next pass checks the others
                     log.exception("the port failed at a deadline")
 
     def _charge_holder(self, nanoseconds: int) -> None:
-        """Charge the holder of what a handler has done at once."""
+        """Charge the holder of the work that a handler has done at once."""
         if self._holder is not None:
             self._work.charge(self._holder, nanoseconds)
 
@@ -292,8 +292,8 @@ class Port(Host[Connection]):
     def _pause(self) -> None:
         """Pause, unless the thread has just done so or waited.
 
-        A system call releases the interpreter, but for too short a time for another thread to get it. And a waiting
-        thread asks for the interpreter only after an interval in which it was not released.
+        A system call releases the interpreter, but too briefly for another thread to get it. And a waiting thread asks
+        for the interpreter only after an interval without a release.
         """
         if time.perf_counter_ns() - self._paused > STRETCH_NS:
             time.sleep(PAUSE)
@@ -324,7 +324,7 @@ class Port(Host[Connection]):
             client, _address = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # out of descriptors, say; it may pass
+        except OSError as error:  # out of descriptors, say; try again later
             log.warning("the port can't take a client: %s", error)
             self.watch_for(self._listener.fileno(), 0)
             self._accept_again = time.monotonic() + 0.1
@@ -345,15 +345,15 @@ class Port(Host[Connection]):
         self.watch(client.fileno(), connection.ready)
 
     def opened(self, connection: Connection) -> None:
-        """A connection is a Session now, or never will be."""
+        """A connection is a Session now, or has failed to become one."""
         self._unopened.pop(connection, None)
 
     def suspect(self, connection: Connection) -> None:
-        """The process that connected has ended. The client is another process that has the socket, or has gone."""
+        """The process that connected has ended. Another process may still have the socket."""
         self._suspects[connection] = time.monotonic() + STALLED
 
     def close(self, connection: Connection) -> None:
-        """A connection is at its end; the client finds the end when its levels have dropped and its place is free."""
+        """A connection has ended; the client sees the end after its levels have dropped and its place is free."""
         self.unwatch(connection.descriptor)
         self.opened(connection)
         self._suspects.pop(connection, None)

@@ -1,4 +1,4 @@
-"""The process at the other end of a socket, and what it has not received."""
+"""The process at the other end of a socket, and the packets that it has not received."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def process_of(client: socket.socket) -> int:
 
 
 def unreceived(client: socket.socket) -> int:
-    """How much memory the packets take that the other end has not received; unix(7), SIOCOUTQ."""
+    """The memory of the packets that the other end has not received; unix(7), SIOCOUTQ."""
     return int.from_bytes(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

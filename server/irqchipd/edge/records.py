@@ -1,4 +1,4 @@
-"""Batches as records; irqchip/records.py says what they look like."""
+"""Batches as records; irqchip/records.py defines their layout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _without_record(number: int) -> Operation:
     return Operation(f"operation {number}", refuse, ())
 
 
-# By the number that is the first byte of a record. And what follows that.
+# By the number that is the first byte of a record. And the fields after the number.
 _OPERATIONS: Final = [RECORDS.get(number) or _without_record(number) for number in range(256)]
 _ARGUMENTS: Final = Struct("<x" + OPERATION.format.removeprefix("<B"))
 
@@ -90,7 +90,7 @@ class RecordBatch(Batch):
 
 
 def halt_result(outcome: Taken | Signal | None) -> Result:
-    """The result of a halt that an interrupt, a signal or the timeout has ended."""
+    """The result of a halt that ended with an interrupt, a signal or the timeout."""
     if isinstance(outcome, tuple):
         vector, controller = outcome
         return INTERRUPT, CONTROLLERS[controller], vector
@@ -101,7 +101,7 @@ def halt_result(outcome: Taken | Signal | None) -> Result:
 
 
 def answer_alone(serial: int, number: int, access: Access) -> bytes:
-    """The answer to a record alone in its packet, whose access has ended."""
+    """The answer to a packet of one record, whose access has ended."""
     try:
         value, answered = access.result()
     except VmError as error:
@@ -110,7 +110,7 @@ def answer_alone(serial: int, number: int, access: Access) -> bytes:
 
 
 def error_alone(serial: int, error: Exception) -> bytes:
-    """The answer to a record alone in its packet that failed."""
+    """The answer to a packet of one record that failed."""
     refusal = errors.refusal(error)
     text = refusal.message.encode()
     return SINGLE_RESULT.pack(0, serial, ERROR, 0, refusal.number, len(text)) + text

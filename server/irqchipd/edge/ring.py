@@ -1,7 +1,7 @@
 """Rings in shared memory, for clients of the port that poll: see irqchip/ring.py.
 
-The daemon makes the memory, and seals its size: memory of the client's could shrink under the daemon, or be of a file
-system that never answers. What a client writes there is copied once, checked, and never looked at again.
+The daemon makes the memory, and seals its size: a client's own memory could shrink under the daemon, or be on a file
+system that never answers. A client's data is copied once, checked, and never read again.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from irqchipd.vm.errors import VmError
 log = logging.getLogger(__name__)
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_LOOKS: Final = 4  # between two looks at the descriptors, where nothing comes
-_EVENTS: Final = 16  # that a look returns
-_SWEEP: Final = 256  # looks, after which a ring that was not used is polled no more
+_LOOKS: Final = 4  # between two looks at the descriptors, if the rings are empty
+_EVENTS: Final = 16  # the most that a look returns
+_SWEEP: Final = 256  # looks, after which an unused ring is no longer polled
 
 
 class Ring:
     """The daemon's end of a client's rings."""
 
     def __init__(self) -> None:
-        # The memory; the bell, which the client writes where the daemon waits; and an eventfd that wakes the client.
+        # The memory; the bell, which the client writes while the daemon waits; and an eventfd that wakes the client.
         self.descriptors: list[int] = []
         try:
             descriptor = os.memfd_create("irqchipd ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -60,7 +60,7 @@ class Ring:
         self.end = End(memory, is_daemon=True)
         _, self.bell, self._wake = self.descriptors
         self.event = (self.bell, 0)
-        # Whether the connection takes packets, and whether some found no room: otherwise there is nothing to see here.
+        # Whether the connection takes packets, and whether some had no room: otherwise the ring needs no service.
         self.listens = True
         self.wants_room = False
         self.is_polled = False
@@ -72,7 +72,7 @@ class Ring:
         return self.end.has_room() if self.wants_room else self.listens and self.end.has_input()
 
     def take(self) -> bytes | None:
-        """The next packet; empty where the socket has it; None where none has come. EBADMSG."""
+        """The next packet; empty if the socket has it; None if none has come. EBADMSG."""
         self.used = True
         try:
             packet = self.end.take()
@@ -83,7 +83,7 @@ class Ring:
         return packet
 
     def send(self, packet: bytes, send_elsewhere: Callable[[bytes], object]) -> None:
-        """Send a packet in its order, over the socket if it is too long or no records. BlockingIOError: no room."""
+        """Send a packet in order, over the socket if it is too long or not records. BlockingIOError: no room."""
         end = self.end
         if packet[0] or len(packet) > PACKET_BYTES:
             if not end.has_room():
@@ -109,7 +109,7 @@ class Ring:
         os.close(self.descriptors.pop(0))
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close all descriptors and the memory."""
         self.is_open = False
         self.end.close()
         self._close_descriptors()
@@ -120,21 +120,21 @@ class Ring:
 
 
 class Rings:
-    """The rings of a port. The port's thread polls those that were used just now; the others ring."""
+    """The rings of a port. The port's thread polls the recently used rings; clients of the others ring the bell."""
 
     def __init__(self, most: int) -> None:
         self._most = most if OFFERED else 0
         if self._most:
-            writer()  # has a descriptor, which is taken from no client
+            writer()  # makes its descriptor now, before clients take them
         self._count = 0
         self.polled: list[Ring] = []
-        # Those to poll again, of any thread.
+        # Rings to poll again, from any thread.
         self.roused: deque[Ring] = deque()
         self._looks = 0
         self._next = 0  # where the last look ended
 
     def make(self) -> Ring | None:
-        """A new ring. None where there are too many, or no memory or descriptors: the socket does, too."""
+        """A new ring. None at the limit, or without memory or descriptors: the client then uses the socket."""
         if self._count >= self._most:
             return None
         try:
@@ -147,7 +147,7 @@ class Rings:
         return ring
 
     def close(self, ring: Ring) -> None:
-        """The ring's connection is at its end."""
+        """The ring's connection has ended."""
         self._count -= 1
         if ring.is_polled:
             ring.is_polled = False
@@ -180,7 +180,7 @@ class Rings:
         return found
 
     def look_often(self) -> list[tuple[int, int]]:
-        """As look, but a few times, until there is something."""
+        """As look, but up to a few times, until a ring needs service."""
         if len(self.polled) != 1:
             for _ in range(_LOOKS):
                 if found := self.look():
@@ -193,7 +193,7 @@ class Rings:
         return []
 
     def park(self) -> bool:
-        """Poll none any more: the port's thread is about to block. False where one has something to do by now."""
+        """Stop polling: the port's thread is about to block. False if a ring needs service now."""
         for ring in self.polled:
             self._park(ring)
         self.polled = [ring for ring in self.polled if ring.is_polled]
@@ -207,7 +207,7 @@ class Rings:
         self.polled = [ring for ring in self.polled if ring.is_polled]
 
     def _park(self, ring: Ring) -> None:
-        ring.is_polled = False  # another thread that changes what the ring waits for looks at this
+        ring.is_polled = False  # read by a thread that changes what the ring waits for
         ring.end.wait(WAITS_FOR_ROOM if ring.wants_room else WAITS)
         if ring.is_ready():
             ring.is_polled = True

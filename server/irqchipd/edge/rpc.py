@@ -1,4 +1,4 @@
-"""What all RPCs share: decoding a message, and failing with a status."""
+"""The common part of all RPCs: decoding a message, and failing with a status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from irqchipd.edge import errors
 from irqchipd.vm.errors import VmError
 
-# Messages are bytes for gRPC: to make and to read them is part of a piece of work (see Gate).
+# gRPC gets messages as bytes: encoding and decoding are part of a piece of work (see Gate).
 Context = grpc.aio.ServicerContext[Any, Any]
 _M = TypeVar("_M", bound=Message)
 
@@ -26,12 +26,12 @@ def decoded(message_class: type[_M], data: bytes) -> _M:
 
 def not_a_message() -> VmError:
     """The error for bytes that are not a message: EBADMSG."""
-    return VmError(errno.EBADMSG, "these bytes are not the message that this call takes")
+    return VmError(errno.EBADMSG, "the bytes are not a message of this call")
 
 
 async def abort(context: Context, error: VmError) -> NoReturn:
     """End a call with an error's status."""
-    # gRPC's context keeps the exception that abort raises, and with that the frames on its way, until the garbage
+    # gRPC's context keeps the exception that abort raises, and so the frames of its traceback, until the garbage
     # collector runs. None of these frames may hold a large message.
     error.__traceback__ = error.__context__ = None
     trailing: Any = ((errors.DETAILS_KEY, errors.details(error)),)

@@ -36,7 +36,7 @@ def route_to(route: S390Route) -> pb.RoutingEntry:
 
 
 def interrupt_from(request: pb.S390InterruptRequest) -> tuple[int, int, int, int | None]:
-    """An interrupt's type, its parameters, and the vCPU that gets it, if one does."""
+    """An interrupt's type, its parameters, and the vCPU that gets it, if any."""
     vcpu = request.vcpu if request.HasField("vcpu") else None
     return request.type, request.parm, request.parm64, vcpu
 

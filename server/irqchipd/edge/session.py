@@ -40,8 +40,8 @@ _pack: Final = SINGLE_RESULT.pack
 class Session:
     """One client's line source, batches, halts and events.
 
-    wake is called when take has something to give, and on_deleted with an error when the VM is deleted; both from any
-    thread. One thread at a time may call the methods.
+    wake is called when take has a message, and on_deleted with an error when the VM is deleted; both from any thread.
+    One thread at a time may call the methods.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Session:
         self._wake = wake
         self._eventfds = eventfds
         self.events = make_queue(limits.queued_events, wake, self._count_dropped, self._log_loss)
-        # Answers that come late and have not been taken. And a batch that ended in a halt, whose answer is being sent:
+        # Late answers that have not been taken. And a batch that ended in a halt, whose answer is being sent:
         # the transport sets this to None when the answer has been sent, or calls take again.
         self.late: deque[Late] = deque()
         self.sending: Batch | None = None
         self._halts = Halts(self.vm, limits, self.late, wake)
-        # The answer to a record whose access waits for an owner. Nothing may be received until this has been taken.
+        # The answer to a record whose access waits for an owner. Nothing may be received until it has been taken.
         self.awaited: Late | None = None
         self._dropped_logged = 0
         try:
@@ -107,7 +107,7 @@ class Session:
         self.caller.log(logging.WARNING, "regions lost: too slow", space=space, address=address)
 
     def opened(self, *, rings: bool = False) -> bytes:
-        """The answer to the message that opened the Session; with the descriptors of rings, where it says so."""
+        """The answer to the message that opened the Session; with rings, the descriptors of the rings go with it."""
         opened = pb.SessionOpened(
             source=self._source.number,
             max_operations=self._most,
@@ -118,9 +118,9 @@ class Session:
         return pb.SessionResponse(opened=opened).SerializeToString()
 
     def receive(self, data: bytes) -> Slices[bytes | None] | bytes | None:
-        """Do what a message says: the answer, or the rest of the work, which returns the answer.
+        """Execute a message. Returns the answer, or the rest of the work, which returns the answer.
 
-        None where no answer follows, or take gives it later: of a batch that ends in a halt, and of `awaited`.
+        None if no answer follows, or take returns it later: for a batch that ends in a halt, and for `awaited`.
         """
         vm = self.vm
         # The shortest way, for what device models and vCPUs send most: one record.
@@ -146,7 +146,7 @@ class Session:
         return None if batch is None else execute(self.caller, batch, self._most, self._halts.begin)
 
     def _batch(self, data: bytes) -> Batch | None:
-        """The batch of a message, or None where it is another message, which is done."""
+        """The batch of a message, or None for another message, which is executed here."""
         check_size(data, self._limits)
         is_records = data[:1] == b"\0"
         self._eventfds.begin_message(is_records)
@@ -173,7 +173,7 @@ class Session:
         self._wake()
 
     def take(self) -> bytes | None:
-        """The next message for the client, or None. The call says that the message before has been sent."""
+        """The next message for the client, or None. The message before has been sent when this is called."""
         self.sending = None
         if self.late:
             answer = self.late.popleft()
@@ -200,13 +200,13 @@ class Session:
         self._delete_own_vm()
 
     def _delete_own_vm(self) -> None:
-        """Delete the VM that was made for this Session, if one was."""
+        """Delete the VM that was made for this Session, if any."""
         if self._owns_vm:
             self._registry.delete_vm(self.vm)
 
 
 def _numbers(what: str, numbers: Iterable[int], highest: int) -> Sequence[int]:
-    """The numbers that a Session names, without repetitions; two bytes each, as there may be thousands."""
+    """The numbers that a Session names, without repetitions; two bytes each, because there may be thousands."""
     once = sorted(set(numbers))
     if once and once[-1] > highest:
         raise invalid(f"{what} {once[-1]} is out of range: use 0 to {highest}")

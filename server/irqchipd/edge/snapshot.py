@@ -1,6 +1,6 @@
-"""Between VmSnapshot and VmState, whose fields have the same names and values: both directions go by these names.
+"""Between VmSnapshot and VmState, whose fields have the same names and values: both directions use these names.
 
-What a message can say and a state can't hold is refused with EINVAL; whether a VM can be so is the VM's to say.
+A message that a state can't hold is refused with EINVAL; the VM checks whether the state is possible.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VERSION = 2
 
 _T = TypeVar("_T")
 
-# What an unspecified number stands for, where older daemons wrote none.
+# The meaning of unspecified numbers, in snapshots of older daemons.
 _UNSPECIFIED = {"architecture": X86}
 # The parts that an s390 VM's state always has.
 _ALWAYS = {"flic", "floating", "local"}
@@ -73,12 +73,12 @@ def snapshot_to(state: VmState) -> pb.VmSnapshot:
 def snapshot_from(snapshot: pb.VmSnapshot) -> VmState:
     """The state that a message holds."""
     if snapshot.version != VERSION:
-        raise invalid(f"the snapshot is of version {snapshot.version}; this daemon takes version {VERSION}")
+        raise invalid(f"the snapshot has version {snapshot.version}; this daemon takes version {VERSION}")
     return _state_of(VmState, snapshot)
 
 
 class _Field:
-    """What is known of a field without its value. It is kept, as a VM has hundreds of parts of the same few kinds."""
+    """The static properties of a field. They are cached, because a VM has hundreds of parts of the same few kinds."""
 
     __slots__ = ("enum", "has_presence", "is_map", "is_repeated", "most", "name", "parts")
 
@@ -155,7 +155,7 @@ def _interrupt_from(message: pb.Interrupt) -> tuple[int, bool]:
     return message.vector, message.source == pb.INTERRUPT_SOURCE_PIC
 
 
-# How the parts of a state become messages within a snapshot, and back.
+# The conversions of the parts of a state to messages in a snapshot, and back.
 _PARTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "RoutingEntry": (route_to, route_from),
     "Interrupt": (interrupt_to, _interrupt_from),

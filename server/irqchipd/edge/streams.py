@@ -133,7 +133,7 @@ class Streams:
                 await context.write(data)
 
         def work(data: bytes) -> Slices[bytes | None]:
-            if data[:1] == b"\0":  # records, which are the port's alone
+            if data[:1] == b"\0":  # records, which only the port takes
                 raise not_a_message()
             answer = session.receive(data)
             return answer if answer is None or isinstance(answer, bytes) else (yield from answer)
@@ -144,7 +144,7 @@ class Streams:
                 answer = await self._gate.run(vm.share, work(data))
                 if answer is not None:
                     await send(answer)
-                else:  # a halt goes on; but wait here for a client that does not read
+                else:  # the halt continues; but wait here for a client that does not read
                     async with writing:
                         pass
 
@@ -221,13 +221,13 @@ class Streams:
 
 
 class _Stream:
-    """How the rest of the daemon reaches an open stream. Any thread may call wake and end."""
+    """An open stream, for the rest of the daemon. Any thread may call wake and end."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._ended: VmError | None = None
-        self.something = asyncio.Event()  # there is something to send
+        self.something = asyncio.Event()  # set while messages can be sent
 
     def wake(self) -> None:
         """There is something to send."""

@@ -20,15 +20,14 @@ from irqchipd.vm.errors import VmError
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.probing import Probing
 
-MAX_FILTERS: Final = 16  # different ones at a time: each costs an event of the VM some time
+MAX_FILTERS: Final = 16  # different filters at a time: each adds to the cost of an event
 
 
 class TraceLog(Recorder):
     """The last trace events of a VM: for each filter, as many as the limit.
 
-    An event costs the same however many Watches share a filter. No two events have the same time. Its methods may be
-    called from any thread. wake is called, from any thread, when there is something to read and a reader had found
-    nothing.
+    An event costs the same however many Watches share a filter. No two events have the same time. Any thread may call
+    the methods. wake is called, from any thread, when a reader that found no events can read some.
     """
 
     def __init__(self, vm: Vm, limit: int, wake: Callable[[], None]) -> None:
@@ -41,7 +40,7 @@ class TraceLog(Recorder):
         self._choosy = False  # whether some filter wants only some GSIs or vCPUs
         self._last_time = 0
         self._asleep = False  # whether a reader found nothing
-        # The probes, while some filter wants them; and whether the end of this turn looks at them.
+        # The probes, while some filter wants them; and whether they are read at the end of this turn.
         self._probing: Probing | None = None
         self._probe_rings: tuple[Ring, ...] = ()
         self._will_look = False
@@ -50,7 +49,7 @@ class TraceLog(Recorder):
         return bool(self._rings)
 
     def open(self, wanted: Filter) -> TraceReader:
-        """A reader of the events from now on. ENOSPC where the VM's Watches have too many different filters, ENOENT."""
+        """A reader of the events from now on. ENOSPC if the VM's Watches have too many different filters, ENOENT."""
         return self._vm.in_turn(partial(self._open, wanted))
 
     def _open(self, wanted: Filter) -> TraceReader:
@@ -60,7 +59,7 @@ class TraceLog(Recorder):
                 if len(self._rings) >= MAX_FILTERS:
                     raise VmError(
                         errno.ENOSPC,
-                        f"the VM has Watches with {MAX_FILTERS} different filters, the most there may be:"
+                        f"the VM's Watches have {MAX_FILTERS} different filters, the most allowed:"
                         " share one of these, or filter what you receive",
                     )
                 ring = self._rings[wanted] = Ring(wanted, self._limit)
@@ -72,7 +71,7 @@ class TraceLog(Recorder):
         return reader
 
     def close(self, reader: TraceReader) -> None:
-        """A reader is not used any more."""
+        """A reader is no longer used."""
         ring = reader.ring
         with self._lock:
             ring.readers.discard(reader)
@@ -90,11 +89,16 @@ class TraceLog(Recorder):
         self._choosy = any(ring.wanted.gsis or ring.wanted.vcpus for ring in rings)
         wanting = {name: tuple(ring for ring in rings if name in ring.wanted.tracepoints) for name in TRACEPOINTS}
         self._of = {name: rings for name, rings in wanting.items() if rings}
+        alone = rings[0] if len(rings) == 1 and not self._choosy and not self._probe_rings else None
+        self.only = alone if alone is not None and len(self._of) == len(TRACEPOINTS) else None
 
     # Under the VM's lock.
 
+    def line_raised(self, coalesced: bool, masked: bool) -> None:
+        """No tracepoint, and so not recorded."""
+
     def record(self, name: str, values: tuple[int, ...]) -> None:
-        """Something happened. A VM with a Watch spends most of its tracing here."""
+        """Add an event. A VM with a Watch spends most of its tracing time here."""
         if self._probe_rings and not self._will_look:
             self._will_look = True
             self._vm.at_the_end(self._look_at_probes)
@@ -104,11 +108,15 @@ class TraceLog(Recorder):
         if self._choosy:
             routes = self._vm.routes
             rings = tuple(ring for ring in rings if ring.wanted.takes(name, values, routes))
-        elif len(rings) == 1:
+        elif len(rings) == 1:  # the shortest way
             ring = rings[0]
-            if ring.written >= ring.room:  # the shortest way; no reader is asleep
+            if ring.written >= ring.room:  # no reader is asleep
                 ring.lost += 1
                 return
+            ring.add(self._now(), name, values)
+            if self._asleep:
+                self._rouse()
+            return
         self._add(rings, name, values)
 
     def _look_at_probes(self) -> None:
@@ -133,8 +141,12 @@ class TraceLog(Recorder):
                 now = self._now()
             ring.add(now, name, values)
         if self._asleep and rings:
-            self._asleep = False
-            self._wake()
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """There is something to read."""
+        self._asleep = False
+        self._wake()
 
     def _all_probes(self) -> tuple[int, Probes]:
         return self._now(), {} if self._probing is None else self._probing.everything()
@@ -153,7 +165,7 @@ class TraceLog(Recorder):
         return None if data is None else pb.WatchResponse.FromString(data)
 
     def read_encoded(self, reader: TraceReader, most: int) -> bytes | None:
-        """The next message for a reader, with others in `more` up to so many events and probes; or None.
+        """The next message for a reader, with others in `more` up to `most` events and probes; or None.
 
         Events that were lost are counted as dropped.
         """
@@ -170,16 +182,16 @@ class TraceLog(Recorder):
                     return pb.WatchResponse(dropped=pb.EventsDropped(count=dropped)).SerializeToString()
             if reader.is_done():
                 self._asleep = True
-                if reader.is_done():  # what comes from here on wakes
+                if reader.is_done():  # later events call wake
                     return None
                 continue
             taken = reader.ring.take(reader.position, most)
-            if taken is not None:  # else these were overwritten just now
+            if taken is not None:  # otherwise the events were overwritten just now
                 data, position = taken
                 reader.went_on(position)
                 return data
 
 
 def filter_of(request: pb.WatchRequest) -> Filter:
-    """What a request chooses: EINVAL."""
+    """The filter of a request: EINVAL."""
     return Filter(request.tracepoints, request.gsis, request.vcpus, request.probes)

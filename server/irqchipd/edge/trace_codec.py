@@ -1,4 +1,4 @@
-"""The encoding of a Watch's messages: events have the same values again and again, so that only their times are new."""
+"""The encoding of a Watch's messages. Events repeat their values, so that often only the times are new."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from irqchipd.vm.board import Probes
 
 MAX_KEPT: Final = 1024  # events whose encoding is kept
 _LONG: Final = 0xFFFF_FFFF_FFFF_FFFF
-_CONTINUED: Final = [bytes((low | 0x80,)) for low in range(0x80)]  # a varint's 7 bits, when more come
+_CONTINUED: Final = [bytes((low | 0x80,)) for low in range(0x80)]  # a varint's 7 bits, with more to follow
 # Tags: a field's number, and 0 for a varint or 2 for bytes with their length before them.
 _TIME: Final = bytes((pb.TraceEvent.TIME_NS_FIELD_NUMBER << 3,))
 _EVENT: Final = bytes((pb.WatchResponse.EVENT_FIELD_NUMBER << 3 | 2,))
 _MORE: Final = bytes((pb.WatchResponse.MORE_FIELD_NUMBER << 3 | 2,))
 
-# A position, how many events were lost before, a time, and a tracepoint with its values, or None with probes that have
-# changed.
+# A position, the number of events lost before, a time, and a tracepoint with its values, or None with changed probes.
 Event = tuple[int, int, int, str | None, tuple[int, ...] | Probes]
 
 
@@ -26,9 +25,9 @@ class TraceEncoder:
     """Encodes WatchResponses."""
 
     def __init__(self) -> None:
-        # Of an event: what is before its time in the first message, and in later ones, and what is behind the time.
+        # For an event: the bytes before its time in the first message, and in later ones, and the bytes after the time.
         self._kept: dict[tuple[str, tuple[int, ...]], tuple[bytes, bytes, bytes]] = {}
-        self._length = 0  # of the times that these have
+        self._length = 0  # of the last event's time
         self._high = -1, b""  # the last time's bits from 14 on, and their varint
 
     def batch(self, events: Sequence[Event]) -> bytes:

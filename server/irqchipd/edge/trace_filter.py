@@ -1,4 +1,4 @@
-"""Which events a Watch gets: by tracepoint, GSI and vCPU."""
+"""A Watch's filter of events: by tracepoint, GSI and vCPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MSI, _LINE = "msi", "line"
 
 
 def _line(kind: int, vcpu: int, number: int, *_: int) -> Hashable:
-    """A line of an arm64 VM: an SPI is a pin of the GIC, whichever vCPU is in KVM_IRQ_LINE's number."""
+    """A line of an arm64 VM: an SPI is a pin of the GIC, for any vCPU in KVM_IRQ_LINE's number."""
     return (0, number - _FIRST_SPI) if kind == LineType.SPI else (_LINE, kind, vcpu, number)
 
 
@@ -25,8 +25,8 @@ def _intid(vcpu: int, intid: int, _level: int) -> Hashable:
     return _line(LineType.SPI if intid >= _FIRST_SPI else LineType.PPI, vcpu, intid)
 
 
-# What an event is about, in the form that _ends_of has: a GSI's number, a chip and a pin, a line of an arm64 vCPU, or
-# an MSI. A GIC is chip 0, and an SPI's number its pin. PICs acknowledge lines 0 to 15.
+# The subject of an event, in the form of _ends_of: a GSI's number, a chip and a pin, a line of an arm64 vCPU, or an
+# MSI. A GIC is chip 0, and an SPI's number its pin. PICs acknowledge lines 0 to 15.
 _ABOUT: Final[dict[str, Callable[..., Hashable]]] = {
     "kvm_set_irq": lambda gsi, *_: gsi,
     "kvm_pic_set_irq": lambda chip, pin, *_: (chip, pin),
@@ -41,9 +41,9 @@ _VCPU: Final = {name: fields.index("vcpu") for name, fields in FIELDS.items() if
 
 
 class Filter:
-    """The events of some tracepoints; if there are GSIs or vCPUs, those about one of them.
+    """The events of some tracepoints; with GSIs or vCPUs, only events about one of them.
 
-    probes is whether the probes' changes are wanted, too. Filters that are equal choose the same.
+    probes: changes of probes are wanted, too. Equal filters choose the same events.
     """
 
     __slots__ = ("_ends", "_routes", "gsis", "probes", "tracepoints", "vcpus")
@@ -91,7 +91,7 @@ class Filter:
 
 
 def _ends_of(gsis: frozenset[int], routes: Sequence[Route]) -> frozenset[Hashable]:
-    """GSIs, and what they lead to; and the lines of an arm64 VM that have such numbers in KVM_IRQ_LINE."""
+    """GSIs, and their targets; and the lines of an arm64 VM with these numbers in KVM_IRQ_LINE."""
     ends: set[Hashable] = {*gsis, *(_line(*parts_of(gsi)) for gsi in gsis)}
     for route in routes:
         if route.gsi in gsis and isinstance(route, MsiRoute):

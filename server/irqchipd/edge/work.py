@@ -1,4 +1,4 @@
-"""What the port does piece by piece, so that others have their turn in between."""
+"""Work that the port does piece by piece, so that other holders have their turn in between."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Work:
     """Work of a holder, a VM's share as a rule: see FairQueue."""
 
     def __init__(self) -> None:
-        self.queued = False  # whether it waits for its next piece
+        self.queued = False  # whether the work is queued for its next piece
 
     @property
     def holder(self) -> object:
-        """The holder whose time the next piece takes."""
+        """The holder that is charged for the next piece."""
         raise NotImplementedError
 
     def go_on(self) -> Pending | None:
-        """Do a piece of the work. What has to end before the next piece."""
+        """Do a piece of the work. Returns what has to end before the next piece."""
         raise NotImplementedError
 
 
@@ -35,9 +35,9 @@ class Watcher:
         raise NotImplementedError
 
     def watch_eventfd(self, descriptor: int, work: Work) -> None:
-        """Have some work done whenever an eventfd is written."""
+        """Do some work whenever an eventfd is written."""
         raise NotImplementedError
 
     def unwatch(self, descriptor: int) -> None:
-        """Wait for a descriptor no more."""
+        """Stop waiting for a descriptor."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""What --metrics serves, in a thread of its own: GET /metrics, and nothing else.
+"""The server of --metrics, in a thread of its own: only GET /metrics.
 
-prometheus_client's own server has a thread for each connection, as many as there are.
+prometheus_client's own server has a thread for each connection, without a limit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Exposition:
-    """Answers what the collector collects. Made and closed by any thread."""
+    """Serves the collector's metrics. Any thread may make and close it."""
 
     def __init__(self, collector: Collector, address: Address) -> None:
         self._registry = CollectorRegistry()
@@ -32,7 +32,7 @@ class Exposition:
         PlatformCollector(registry=self._registry)
         self._path: SocketPath | None = None
         self._socket = self._listen(address)
-        # Prometheus asks by whatever name the network gives the daemon.
+        # Prometheus may use any name that the network gives the daemon.
         self._http = HttpServer(self._handle, names=None)
         self.url = _url(address, self._socket)
         threading.Thread(target=self._run, name="irqchipd metrics", daemon=True).start()
@@ -57,7 +57,7 @@ class Exposition:
             self._path.remove()
 
     def close(self) -> None:
-        """Accept nothing more. The thread ends with the process."""
+        """Accept no more connections. The thread ends with the process."""
         self.remove_socket()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""What the daemon measures of itself for Prometheus, where --metrics asks for that: the hooks, and the families."""
+"""The daemon's measurements of itself for Prometheus, with --metrics: the hooks, and the families."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from irqchipd.timers import Timers
 from irqchipd.vm.machine import Vm
 from irqchipd.vm.registry import Registry
 
-TIMED: Final = 16  # of so many calls of an operation, the first is timed; those done in slices all are
-_LEAST: Final = 10  # the first bucket that is shown has all times up to 2 ** 10 ns
+TIMED: Final = 16  # of this many calls of an operation, the first is timed; of calls in slices, all
+_LEAST: Final = 10  # the first bucket has all times up to 2 ** 10 ns
 
 
 class _Call:
-    """One operation's calls, the times of some, and how many were refused."""
+    """One operation's calls, the times of some, and the number of refused calls."""
 
     __slots__ = ("count", "errors", "times")
 
@@ -48,7 +48,7 @@ class _Call:
 class Meter(Collector):
     """Measures a daemon from now on, for the rest of the process. Any thread may collect.
 
-    labelled is how many VMs at most have counters of their own, beside those of all VMs together.
+    labelled is the most VMs that have counters of their own, besides those of all VMs together.
     """
 
     def __init__(self, registry: Registry, timers: Timers, quota: SessionQuota, limits: Limits, labelled: int) -> None:
@@ -121,7 +121,7 @@ class Meter(Collector):
     # Families.
 
     def collect(self) -> Iterable[Metric]:
-        """All families, as they are now."""
+        """All families, with their current values."""
         with self._lock:
             total = Counters()
             total.include(self._gone)
@@ -202,7 +202,7 @@ def _of_vms(prefix: str, labels: Sequence[str], counted: dict[tuple[str, ...], C
 
 
 def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-    """A histogram's buckets, cumulated as Prometheus has them, and the sum; seconds."""
+    """A histogram's buckets, cumulative as for Prometheus, and the sum; seconds."""
     buckets, total, nanoseconds = [], 0, histogram.sum
     for number, count in enumerate(list(histogram.buckets)):
         total += count

@@ -5,7 +5,6 @@ from __future__ import annotations
 from irqchipd.observe.histogram import Histogram
 from irqchipd.observe.observer import Observer
 
-_MASKED = 1 << 16  # of a redirection entry
 _IOAPIC = 2  # KVM_IRQCHIP_IOAPIC
 _SPECIAL = 1020  # the first INTID that stands for no interrupt
 
@@ -34,6 +33,10 @@ class Counters(Observer):
     def sees_everything(self) -> bool:
         return False
 
+    @property
+    def sees_accesses(self) -> bool:
+        return False
+
     def __init__(self) -> None:
         self.raised = 0
         self.lowered = 0
@@ -49,7 +52,6 @@ class Counters(Observer):
         self.ioapic_eois = 0
         self.gic_eois = 0
         self.halts = Histogram()
-        self._level = 0  # of the line that was driven last
 
     def include(self, other: Counters) -> None:
         """Count what another has counted as well."""
@@ -58,7 +60,6 @@ class Counters(Observer):
         self.halts.include(other.halts)
 
     def kvm_set_irq(self, gsi: int, level: int, source: int) -> None:  # noqa: ARG002
-        self._level = level
         if level:
             self.raised += 1
         else:
@@ -69,20 +70,6 @@ class Counters(Observer):
             self.raised += 1
         else:
             self.lowered += 1
-
-    def kvm_pic_set_irq(self, chip: int, pin: int, elcr: int, imr: int, coalesced: bool) -> None:  # noqa: ARG002
-        if self._level:
-            if imr >> (pin & 7) & 1:
-                self.masked += 1
-            elif coalesced:
-                self.coalesced += 1
-
-    def kvm_ioapic_set_irq(self, entry: int, pin: int, coalesced: bool) -> None:  # noqa: ARG002
-        if self._level:
-            if entry & _MASKED:
-                self.masked += 1
-            elif coalesced:
-                self.coalesced += 1
 
     def kvm_msi_set_irq(self, address: int, data: int) -> None:  # noqa: ARG002
         self.msis += 1

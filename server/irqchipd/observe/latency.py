@@ -78,6 +78,10 @@ class Latencies(Observer):
     def sees_everything(self) -> bool:
         return False
 
+    @property
+    def sees_accesses(self) -> bool:
+        return False
+
     def __init__(
         self, wiring: Wiring, now: Callable[[], int], at_the_end: Callable[[Callable[[], None]], None]
     ) -> None:
@@ -180,11 +184,11 @@ class Latencies(Observer):
             self._served[vcpu, vector] = self._taken(pending[0], vcpu, pending[1])
             return
         pin = self._wiring.pic_line(vector)
-        if pin < 0:  # accepted before anybody counted
+        if pin < 0:  # accepted before the counting began
             self._served[vcpu, vector] = self._taken(self._line(Kind.OTHER, -1, vector), vcpu, None)
             return
         gsi, risen, level = self._pic_risen.pop(pin, (-1, None, False))
-        if risen is None:  # the line is still high, or rose before anybody counted
+        if risen is None:  # the line is still high, or rose before the counting began
             gsi, level = self._pic_gsi.get(pin, (-1, False))
         self._risen.pop(gsi, None)
         line = self._line(Kind.PIC, gsi, vector)

@@ -23,6 +23,11 @@ class Observer:
         """
         return True
 
+    @property
+    def sees_accesses(self) -> bool:
+        """Whether kvm_pio and kvm_mmio are to be called: calls that do nothing take time, too."""
+        return True
+
     def kvm_pio(self, write: bool, port: int, size: int, value: int, vcpu: int) -> None:
         """A vCPU accessed a port."""
 
@@ -98,8 +103,8 @@ class Observer:
         """An interrupt of the PICs ended: its line, 0 to 15."""
 
     def line_raised(self, coalesced: bool, masked: bool) -> None:
-        """A GIC's line, or a GSI that leads to an s390 adapter, was driven high: whether that added no interrupt, and
-        whether the interrupt was masked. For PICs and IOAPICs the kernel's tracepoints say so.
+        """A line source drove a chip's input, or a GSI that leads to an s390 adapter, high: whether that added no
+        interrupt, and whether the interrupt was masked. Where it did and was not, this need not be called.
         """
 
     def gic_acknowledged(self, vcpu: int, intid: int) -> None:

@@ -9,19 +9,41 @@ from mypy_extensions import mypyc_attr
 from irqchipd.observe.observer import Observer
 
 
+class Room:
+    """How many events were written, up to which there is room, and how many were lost as there was none."""
+
+    __slots__ = ("lost", "room", "written")
+
+    def __init__(self, room: int) -> None:
+        self.written = 0
+        self.room = room
+        self.lost = 0
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Recorder(Observer):
-    """Has one method that is called for everything."""
+    """Has one method that is called for everything.
+
+    While `only`, the one place to which all tracepoints are written, has no room, the frequent ones are only counted.
+    """
+
+    only: Room | None = None
 
     def record(self, name: str, values: tuple[int, ...]) -> None:
         """The method of this name was called with these values."""
         raise NotImplementedError
 
     def kvm_pio(self, write: bool, port: int, size: int, value: int, vcpu: int) -> None:
-        self.record("kvm_pio", (write, port, size, value, vcpu))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_pio", (write, port, size, value, vcpu))
 
     def kvm_mmio(self, write: bool, address: int, size: int, value: int, vcpu: int) -> None:
-        self.record("kvm_mmio", (write, address, size, value, vcpu))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_mmio", (write, address, size, value, vcpu))
 
     def kvm_msr(self, write: bool, ecx: int, data: int, exception: bool, vcpu: int) -> None:
         self.record("kvm_msr", (write, ecx, data, exception, vcpu))
@@ -30,13 +52,22 @@ class Recorder(Observer):
         self.record("kvm_cr", (write, cr, val, vcpu))
 
     def kvm_set_irq(self, gsi: int, level: int, source: int) -> None:
-        self.record("kvm_set_irq", (gsi, level, source))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_set_irq", (gsi, level, source))
 
     def kvm_pic_set_irq(self, chip: int, pin: int, elcr: int, imr: int, coalesced: bool) -> None:
-        self.record("kvm_pic_set_irq", (chip, pin, elcr, imr, coalesced))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_pic_set_irq", (chip, pin, elcr, imr, coalesced))
 
     def kvm_ioapic_set_irq(self, entry: int, pin: int, coalesced: bool) -> None:
-        self.record("kvm_ioapic_set_irq", (entry, pin, coalesced))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_ioapic_set_irq", (entry, pin, coalesced))
 
     def kvm_ioapic_delayed_eoi_inj(self, entry: int) -> None:
         self.record("kvm_ioapic_delayed_eoi_inj", (entry,))
@@ -48,13 +79,22 @@ class Recorder(Observer):
         self.record("kvm_apic_ipi", (icr, destination, vcpu))
 
     def kvm_apic_accept_irq(self, vcpu: int, delivery_mode: int, level_triggered: bool, vector: int) -> None:
-        self.record("kvm_apic_accept_irq", (vcpu, delivery_mode, level_triggered, vector))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_apic_accept_irq", (vcpu, delivery_mode, level_triggered, vector))
 
     def kvm_inj_virq(self, vcpu: int, vector: int) -> None:
-        self.record("kvm_inj_virq", (vcpu, vector))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_inj_virq", (vcpu, vector))
 
     def kvm_eoi(self, vcpu: int, vector: int) -> None:
-        self.record("kvm_eoi", (vcpu, vector))
+        if self.only is not None and self.only.written >= self.only.room:
+            self.only.lost += 1
+        else:
+            self.record("kvm_eoi", (vcpu, vector))
 
     def kvm_ack_irq(self, chip: int, pin: int) -> None:
         self.record("kvm_ack_irq", (chip, pin))
@@ -105,6 +145,10 @@ class _Several(Recorder):
     @property
     def sees_everything(self) -> bool:
         return any(observer.sees_everything for observer in self._observers)
+
+    @property
+    def sees_accesses(self) -> bool:
+        return any(observer.sees_accesses for observer in self._observers)
 
     def record(self, name: str, values: tuple[int, ...]) -> None:
         for observer in self._observers:

@@ -1,4 +1,4 @@
-"""The parts of an arm64 VM: the distributor's interrupts, and per vCPU what a GIC keeps of it, and its timers."""
+"""The parts of an arm64 VM: the distributor's interrupts, and each vCPU's GIC state and timers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parts(state: VmState) -> Iterator[Part]:
 
 
 def line_name(line: int) -> str:
-    """A line's name, as irqchipctl has it; of an SPI the INTID, too."""
+    """A line's name, as in irqchipctl; for an SPI with the INTID."""
     if line < VCPU_LINES:
         return f"spi:{line - PRIVATE} (INTID {line})"
     vcpu, there = owner_of(line)
@@ -76,7 +76,7 @@ def _spis(raw: Any) -> Any:
 
 
 def _interrupts(interrupts: Iterable[SavedInterrupt], first: int, ids: tuple[int, ...]) -> Any:
-    """Those that a guest has set up, or that something happens to."""
+    """The interrupts that a guest has set up, or that are active or pending."""
     return [
         {
             "intid": intid,

@@ -1,4 +1,4 @@
-"""A VM's counts of interrupts and their times, as `irqchipctl interrupts` has them, for the page."""
+"""A VM's counts of interrupts and their times, as in `irqchipctl interrupts`, for the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from irqchipd.vm.machine import Vm
 
 
 def counts(vm: Vm) -> bytes:
-    """JSON. The first question begins the counting."""
+    """The counts as JSON. The first request starts the counting."""
     counted = vm.interrupts()
     listed = [
         {
@@ -31,7 +31,7 @@ def counts(vm: Vm) -> bytes:
 
 
 def _times(histogram: Histogram) -> Any:
-    """The count, the mean, and what 99 of 100 times are below, to a power of two."""
+    """The count, the mean, and the 99th percentile, rounded up to a power of two."""
     count = sum(histogram.buckets)
     if not count:
         return None

@@ -34,6 +34,9 @@ _EVENTS_SHARE: Final = 100
 _STATES_SHARE: Final = 100
 _MEASURABLE_NS: Final = 50_000_000  # a shorter time tells nothing
 _EVENT_NS: Final = 2_000  # that an event takes, with its place in a message
+_AFTER_STATE_NS: Final = (
+    30_000  # that operations take longer after a state, which is where their data was in the caches
+)
 # About what a state takes: a vCPU's part, an interrupt's of a GIC, and a line source's beside its bitmap.
 _VCPU_BYTES: Final = 2_500
 _INTERRUPT_BYTES: Final = 200
@@ -69,12 +72,13 @@ class History(Observer):
         self._moments: deque[Moment] = deque(maxlen=STATES)
         self._events_left = EVENTS_RATION
         self._nanoseconds_left = STATES_RATION_NS
-        self._state_ns = 0  # that the last state has taken
+        self._state_ns = 0  # that the last state has cost
         # Where the ration is too small for a state after each event: how many events there are from one to the next.
         self._step = 1
         self._next = self._refilled = 0  # numbers of events: for the next state, and when the ration was handed out
         self._looked = self._began, time.process_time_ns()
         self._asked = False  # for a state at the end of the turn
+        self.busy = False  # whether the daemon had to work much before the last look
         for name in EVENT_FIELDS:
             setattr(self, name, partial(self._record, name))
 
@@ -113,7 +117,7 @@ class History(Observer):
     def _moment(self) -> Moment:
         began = time.thread_time_ns()
         state = self._vm.saved()
-        self._state_ns = time.thread_time_ns() - began
+        self._state_ns = time.thread_time_ns() - began + _AFTER_STATE_NS
         return Moment(self._number, time.monotonic_ns() - self._began, state)
 
     # From the page's thread.
@@ -127,7 +131,8 @@ class History(Observer):
                 self._vm.rest(self, False)
             before, self._looked = self._looked, (time.monotonic_ns(), time.process_time_ns())
             elapsed, busy = (now - then for now, then in zip(self._looked, before, strict=True))
-            self._refill(*rations(elapsed, busy))
+            self.busy = is_busy(elapsed, busy)
+            self._refill(*rations(busy if self.busy else None))
             events: list[Event] = []
             for event in reversed(self._events):
                 if event[0] <= after:
@@ -166,9 +171,14 @@ class History(Observer):
                 self._moments = deque(self._moments, maxlen=most)
 
 
-def rations(elapsed: int, busy: int) -> tuple[int, int]:
-    """How many events, and nanoseconds of states, until the next look, after a time of which the daemon worked some."""
-    if elapsed < _MEASURABLE_NS or busy * _BUSY < elapsed:
+def is_busy(elapsed: int, busy: int) -> bool:
+    """Whether a daemon has no time to spare that has worked for so many nanoseconds of some."""
+    return elapsed >= _MEASURABLE_NS and busy * _BUSY >= elapsed
+
+
+def rations(busy: int | None) -> tuple[int, int]:
+    """How many events, and nanoseconds of states, until the next look; busy is how long a busy daemon has worked."""
+    if busy is None:
         return EVENTS_RATION, STATES_RATION_NS
     return min(busy // _EVENTS_SHARE // _EVENT_NS, EVENTS_RATION), min(busy // _STATES_SHARE, STATES_RATION_NS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ _ARCHITECTURES: Final[dict[str, Callable[[VmState], Iterator[Part]]]] = {
     "s390": s390.parts,
 }
 _MOST_ROUTES: Final = 512  # that are shown
+_REMEMBERED: Final = 4  # texts of a part: a guest in a loop comes to the same states again
 
 
 def parts(state: VmState) -> Iterator[Part]:
@@ -51,21 +53,26 @@ def _route(route: Route) -> Any:
 
 
 class Encoder:
-    """Makes the texts of states, of which most parts are as they were a state ago."""
+    """Makes the texts of states, of which most parts are as they were one of the last times."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[object, str]] = {}
+        self._known: dict[str, deque[tuple[object, str]]] = {}
 
     def encode(self, state: VmState) -> dict[str, str]:
         """The text of each part."""
-        now: dict[str, tuple[object, str]] = {}
+        now: dict[str, deque[tuple[object, str]]] = {}
+        texts: dict[str, str] = {}
         for name, raw, decode in parts(state):
-            known = self._known.get(name)
-            if known is None or known[0] != raw:
-                known = raw, json.dumps(decode(raw), separators=(",", ":"))
-            now[name] = known
+            known = now[name] = self._known.get(name) or deque(maxlen=_REMEMBERED)
+            for before, text in known:
+                if before == raw:
+                    texts[name] = text
+                    break
+            else:
+                texts[name] = json.dumps(decode(raw), separators=(",", ":"))
+                known.appendleft((raw, texts[name]))
         self._known = now
-        return {name: text for name, (_, text) in now.items()}
+        return texts
 
 
 def changed(before: dict[str, str], now: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The parts of an s390 VM: floating interrupts and adapters, and per vCPU its masks and its own interrupts."""
+"""The parts of an s390 VM: floating interrupts and adapters, and each vCPU's masks and own interrupts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from irqchipd.page.part import Part, high_lines, line_list, number, source_list
 from irqchipd.vm.s390.cpu import SavedS390Vcpu
 from irqchipd.vm.snapshot import VmState
 
-_MOST: Final = 64  # floating interrupts that are shown
-_MOST_LOCAL: Final = 1024 * IRQ_SIZE  # bytes of a vCPU's
+_MOST: Final = 64  # the most floating interrupts that are shown
+_MOST_LOCAL: Final = 1024 * IRQ_SIZE  # bytes of a vCPU's own interrupts
 _PSW: Final = ((57, "I/O"), (56, "external"), (50, "machine check"), (49, "wait"))
 _CR0: Final = (
     (14, "emergency signal"),

@@ -24,15 +24,15 @@ from irqchipd.vm.registry import Registry
 
 log = logging.getLogger(__name__)
 
-LINGER: Final = 5.0  # seconds for which a VM's history stays when the last viewer has left
-MOST_VMS: Final = 500  # in a list
-HISTORIES: Final = 2  # that are sent at a time
+LINGER: Final = 5.0  # seconds for which a VM's history stays after the last viewer has left
+MOST_VMS: Final = 500  # the most in a list
+HISTORIES: Final = 2  # the most that are sent at a time
 _KINDS: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _JSON: Final = "application/json"
 
 
 class PageServer:
-    """Listens once it is made; serves between start() and stop()."""
+    """Listens from its creation; serves between start() and stop()."""
 
     def __init__(self, registry: Registry, limits: Limits, address: TcpAddress, name: str = "") -> None:
         self._registry = registry
@@ -53,7 +53,7 @@ class PageServer:
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The page's URL."""
         return f"http://{self.address.bind}/"
 
     def start(self) -> None:
@@ -61,7 +61,7 @@ class PageServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Serve no longer; this waits for nothing."""
+        """Stop serving, without waiting."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._loop.stop)
 
@@ -98,12 +98,12 @@ class PageServer:
             case (name,):
                 await self._static(name, answer)
             case _:
-                raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+                raise RefusedError(HTTPStatus.NOT_FOUND, "no such page")
 
     async def _static(self, name: str, answer: Answer) -> None:
         found = self._files.get(name)
         if found is None:
-            raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+            raise RefusedError(HTTPStatus.NOT_FOUND, "no such page")
         await answer.whole(found, f"{_KINDS[name.rpartition('.')[2]]}; charset=utf-8")
 
     def _vms(self) -> bytes:
@@ -126,7 +126,7 @@ class PageServer:
 
     async def _history(self, vm: Vm, answer: Answer) -> None:
         if self._histories >= HISTORIES:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{HISTORIES} histories are on their way: ask again")
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{HISTORIES} histories are being sent: try again")
         self._histories += 1
         try:
             async with _Look(self, vm) as watched:
@@ -135,7 +135,7 @@ class PageServer:
             self._histories -= 1
 
     async def _live(self, vm: Vm, answer: Answer) -> None:
-        """Server-sent events: first everything, then what is new."""
+        """Server-sent events: first everything, then the changes."""
         async with _Look(self, vm) as watched:
             await answer.begin("text/event-stream")
             if answer.head_only:
@@ -151,17 +151,18 @@ class PageServer:
             finally:
                 watched.viewers.discard(viewer)
 
-    # Who looks at which VM.
+    # Viewers of VMs.
 
     def look(self, vm: Vm) -> Watched:
-        """Somebody begins to look at a VM."""
+        """A viewer begins to look at a VM."""
         if self._looking >= self._viewers:
             raise RefusedError(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"{self._viewers} viewers look already, the most (--max-viewers)"
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the page has {self._viewers} viewers, the most allowed (--max-viewers)",
             )
         watched = self._watched.get(vm)
         if watched is None:
-            if len(self._watched) >= self._viewers:  # those that nobody looks at any more go first
+            if len(self._watched) >= self._viewers:  # histories without viewers go first
                 self._forget_idle()
             try:
                 watched = Watched(vm)
@@ -173,7 +174,7 @@ class PageServer:
         return watched
 
     def leave(self, watched: Watched) -> None:
-        """Somebody looks no longer; the history stays a while, as pages are loaded again."""
+        """A viewer leaves; the history stays a while, for when the page is loaded again."""
         self._looking -= 1
         watched.looking -= 1
         watched.left += 1
@@ -194,7 +195,7 @@ class PageServer:
 
 
 class _Look:
-    """A look at a VM, for as long as an answer takes."""
+    """A viewer of a VM, for the duration of an answer."""
 
     def __init__(self, server: PageServer, vm: Vm) -> None:
         self._server = server

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from irqchipd.page.history import EVENT_FIELDS, EVENTS, Event, History
@@ -18,6 +19,7 @@ from irqchipd.vm.machine import Vm
 log = logging.getLogger(__name__)
 
 PERIOD: Final = 0.1  # from one look at a VM to the next, seconds
+BUSY_PERIOD: Final = 0.15  # while the daemon has no time to spare
 SHARE: Final = 20  # a look waits this many times as long as the one before it took
 STILL: Final = 10  # after so many looks without news a message goes out all the same
 _RECENT: Final = 500  # events that a new viewer is sent
@@ -88,7 +90,8 @@ class Watched:
                     viewer.offer(message)
             if self.error is not None and self.vm.agenda.deleted:
                 return
-            await asyncio.sleep(max(PERIOD, SHARE * (time.monotonic() - began)))
+            period = BUSY_PERIOD if self.history.busy else PERIOD
+            await asyncio.sleep(max(period, SHARE * (time.monotonic() - began)))
 
     def _look(self) -> str | None:
         """A message with what is new, or None."""
@@ -121,8 +124,13 @@ class Watched:
 
 def event_list(events: Iterable[Event]) -> str:
     """Events as JSON: number, time, name, and values in the order of EVENT_FIELDS."""
-    texts = [f'[{count},{at},"{name}",[{",".join(map(_value, values))}]]' for count, at, name, values in events]
-    return f"[{','.join(texts)}]"
+    return f"[{','.join([f'[{count},{at},{_what(name, values)}]' for count, at, name, values in events])}]"
+
+
+@lru_cache(1024)
+def _what(name: str, values: tuple[int, ...]) -> str:
+    """The name and values of an event: much happens again and again."""
+    return f'"{name}",[{",".join(map(_value, values))}]'
 
 
 def _value(value: int) -> str:

@@ -24,7 +24,7 @@ from irqchipd.vm.sources import PIT, RESAMPLERS, numbers_of
 from irqchipd.vm.x86.vcpu_state import SavedVcpu
 
 _MODES: Final = ("fixed", "lowest", "SMI", "remote read", "NMI", "INIT", "SIPI", "extINT")
-_ACTIVE_LOW: Final = 1 << 13  # of a redirection entry, which KVM does not heed
+_ACTIVE_LOW: Final = 1 << 13  # of a redirection entry; KVM ignores it
 _LVTS: Final = {
     "timer": "lvt_timer",
     "thermal": "lvt_thermal",
@@ -54,7 +54,7 @@ def parts(state: VmState) -> Iterator[Part]:
 def _lines(state: VmState) -> Any:
     found = high_lines(state)
     inputs = state.chips.sources if state.chips is not None else ()
-    for route in state.routing:  # the PIT and resamplers drive inputs, and have no bitmaps of their own
+    for route in state.routing:  # the PIT and resamplers drive inputs, but have no bitmaps of their own
         if isinstance(route, PinRoute) and inputs:
             driving = int.from_bytes(inputs[8 * route.chip + route.pin], "little")
             for source in (PIT, RESAMPLERS):
@@ -66,7 +66,7 @@ def _lines(state: VmState) -> Any:
 
 
 def message(address: int, data: int) -> Any:
-    """What an MSI says."""
+    """The content of an MSI."""
     return _message(from_msi(address, data))
 
 

@@ -21,8 +21,8 @@ MMIO_SIZES: Final = (1, 2, 4, 8)
 class Accesses(Vcpus):
     """The operations on a VM's buses."""
 
-    # None, or False, says that nothing claims the address. An Access waits for a region's owner. EDEADLK where that
-    # owner itself makes the access.
+    # None, or False: nothing claims the address. An Access waits for a region's owner. EDEADLK: the owner itself makes
+    # the access.
 
     def pio_read(self, vcpu: int, port: int, size: int, by: LineSource | None = None) -> Access | int | None:
         """A vCPU's IN of 1, 2 or 4 bytes."""
@@ -37,8 +37,8 @@ class Accesses(Vcpus):
             if isinstance(device, RegionDevice):
                 return board.regions.read(device, vcpu, port, size, by)
             value = device.read(port, size)
-            if board.observer is not None:
-                board.observer.kvm_pio(False, port, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_pio(False, port, size, value, vcpu)
             return value
 
     def pio_write(self, vcpu: int, port: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
@@ -53,8 +53,8 @@ class Accesses(Vcpus):
                 return False
             if isinstance(device, RegionDevice):
                 return board.regions.write(device, vcpu, port, size, value, by)
-            if board.observer is not None:
-                board.observer.kvm_pio(True, port, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_pio(True, port, size, value, vcpu)
             device.write(port, size, value)
             return True
 
@@ -70,8 +70,8 @@ class Accesses(Vcpus):
             if isinstance(device, RegionDevice):
                 return board.regions.read(device, vcpu, address, size, by)
             value = device.read(address, size)
-            if board.observer is not None:
-                board.observer.kvm_mmio(False, address, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_mmio(False, address, size, value, vcpu)
             return value
 
     def mmio_write(self, vcpu: int, address: int, size: int, value: int, by: LineSource | None = None) -> Access | bool:
@@ -86,8 +86,8 @@ class Accesses(Vcpus):
                 return False
             if isinstance(device, RegionDevice):
                 return board.regions.write(device, vcpu, address, size, value, by)
-            if board.observer is not None:
-                board.observer.kvm_mmio(True, address, size, value, vcpu)
+            if board.regions.observer is not None:
+                board.regions.observer.kvm_mmio(True, address, size, value, vcpu)
             device.write(address, size, value)
             if cpu.is_copied:
                 cpu.wrote(device, address)
@@ -136,7 +136,7 @@ class Accesses(Vcpus):
         with self._turn:
             region = self._board.regions.shared_from(address)
             if region is None:
-                raise VmError(errno.ENOENT, f"no memory of the guest's is shared at {address:#x} or behind it")
+                raise VmError(errno.ENOENT, f"no guest memory is shared at {address:#x} or above it")
             return region
 
     def complete_access(self, source: LineSource, number: int, value: int, *, unanswered: bool = False) -> bool:
@@ -153,7 +153,7 @@ class Accesses(Vcpus):
 def _bad_access(sizes: Sequence[int], limit: int, size: int, address: int, value: int = 0) -> VmError:
     """The reason why an access is invalid."""
     if size not in sizes:
-        return invalid(f"an access's size is {', '.join(map(str, sizes))} bytes, and not {size}: use one of these")
+        return invalid(f"an access of {size} bytes is invalid: use {', '.join(map(str, sizes))} bytes")
     if address > limit:
         what = "port" if limit == MAX_PORT else "address"
         return invalid(f"{what} {address:#x} is out of range: use 0 to {limit:#x}")

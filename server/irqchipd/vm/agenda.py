@@ -1,4 +1,4 @@
-"""The agenda of a VM: its lock, its alarms, and what an operation leaves to be done. It knows nothing of chips."""
+"""The agenda of a VM: its lock, its alarms, and the work that an operation leaves. The agenda knows no chips."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from irqchipd.vm.errors import VmError, deleted
 
 log = logging.getLogger(__name__)
 
-# What one turn does at the most, and a little more: alarms, messages to local APICs and notifications, each of which
-# takes some microseconds; and listeners that one turn calls. The rest is left for later turns.
+# What one turn does at the most, or slightly more: alarms, messages to local APICs and notifications, each of which
+# takes some microseconds; and the most listeners that one turn calls. Later turns do the rest.
 TURN_WORK: Final = 256
 TURN_NOTIFICATIONS: Final = 256
 
 
 class Touchable:
-    """Something that a turn may touch, and that is looked at once when the turn ends: a vCPU."""
+    """Something that a turn may touch, and whose look() is called once when the turn ends: a vCPU."""
 
     def __init__(self, agenda: Agenda, index: int) -> None:
         self.agenda = agenda
@@ -37,8 +37,8 @@ class Touchable:
 class Agenda:
     """An operation on a VM is a turn: `with agenda:`. ENOENT once the VM is deleted.
 
-    A turn takes the lock, and does what came due before anything else. When it ends, work that was deferred is done,
-    and what was touched is looked at; then the lock is released, and listeners are called.
+    A turn takes the lock, and first rings the alarms that came due. At its end, it does the deferred work, and calls
+    look() of all that was touched; then it releases the lock, and calls the listeners.
     """
 
     def __init__(self, name: str, clock: Clock, deadlines: Deadlines) -> None:
@@ -47,12 +47,12 @@ class Agenda:
         self.deleted = False
         self.clock = clock
         self.deadlines = deadlines
-        # Whose processor time the VM's work takes, in every FairQueue. This is not the VM: queues keep their holders.
+        # The holder of the VM's work in every FairQueue. This is not the VM: queues keep their holders.
         self.share: object = clock
         self.alarms = Alarms()
         self._alarms_moved = False
         self._next_wake: int | None = None
-        # Whether the turn left anything: deferred work, touched vCPUs, notifications, or another time to wake at.
+        # Whether the turn leaves anything: deferred work, touched vCPUs, notifications, or another time to wake at.
         self.unsettled = False
         self._deferred: list[Callable[[], None]] = []
         self.touched: list[Touchable] = []
@@ -97,11 +97,11 @@ class Agenda:
             send(outbox)
 
     def delete(self) -> None:
-        """The VM is deleted in this turn, which is the last."""
+        """Delete the VM: this turn is the last."""
         self.deleted = True
         self._move_alarms()
 
-    # What a turn leaves.
+    # Work for the end of a turn.
 
     def set_alarm(self, alarm: Alarm, deadline: int | None) -> None:
         """Ring an alarm at a time of the VM; None stops the alarm."""
@@ -121,7 +121,7 @@ class Agenda:
         self.unsettled = True
 
     def finish(self) -> None:
-        """Do the deferred work, and look at what was touched."""
+        """Do the deferred work, and call look() of all that was touched."""
         while self._deferred or self.touched:
             deferred, self._deferred = self._deferred, []
             for work in deferred:
@@ -131,7 +131,7 @@ class Agenda:
                 touched.sort(key=attrgetter("index"))
             for one in touched:
                 one.look()
-                one.touched = False  # after what the look itself has touched
+                one.touched = False  # after anything that the look itself touches
 
     # Alarms.
 
@@ -139,7 +139,7 @@ class Agenda:
         self._alarms_moved = self.unsettled = True
 
     def ring_first(self, now: int) -> bool:
-        """Ring the first alarm that is due; whether one was."""
+        """Ring the first alarm that is due. Returns whether any alarm was due."""
         alarm = self.alarms.pop_due(now)
         if alarm is None:
             return False
@@ -150,7 +150,7 @@ class Agenda:
         return True
 
     def _set_clock(self) -> None:
-        """Let the clock wake the VM when its first alarm is due. While there is a backlog none is: it would grow."""
+        """Let the clock wake the VM for its first alarm. Not during a backlog, which would grow."""
         self._alarms_moved = False
         wake = None if self.deleted or self.backlog is not None else self.alarms.earliest()
         if wake != self._next_wake:
@@ -164,9 +164,7 @@ class Agenda:
             self._move_alarms()
 
     def _catch_up(self) -> None:
-        """Ring what is due. The clock's thread may be late, and no operation may see a timer that has run out without
-        its interrupt.
-        """
+        """Ring the alarms that are due: the clock's thread may be late, and an expired timer must have interrupted."""
         now = self.clock.now()
         if self._next_wake is None or now < self._next_wake or self.backlog is not None:
             return
@@ -199,7 +197,7 @@ class Agenda:
                 return
             self.backlog = None
             waiting = backlog.end()
-        self._wake()  # for what came due meanwhile
+        self._wake()  # for alarms that came due meanwhile
         for go_on in waiting:
             go_on()
 
@@ -210,5 +208,5 @@ def send(notifications: Iterable[Notification]) -> None:
         for listener in listeners:
             try:
                 listener(*arguments)
-            except Exception:  # neither the other listeners nor the caller are to suffer
+            except Exception:  # the other listeners and the caller go on
                 log.exception("a listener failed")

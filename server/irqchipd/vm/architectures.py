@@ -21,7 +21,7 @@ from irqchipd.vm.x86.machine import X86Vm
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a daemon allows every VM: vCPUs, and nanoseconds that a region's owner has for an access."""
+    """The daemon's limits for every VM: vCPUs, and the nanoseconds that a region's owner has for an access."""
 
     max_vcpus: int
     access_ns: int
@@ -42,7 +42,7 @@ _USUAL_GIC: Final = Gic()
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """What a client may choose of a new VM beside its clock; 0 is an architecture's usual value."""
+    """What a client may choose for a new VM, besides its clock; 0 is an architecture's usual value."""
 
     tsc_khz: int = 0  # x86
     gic: Gic = _USUAL_GIC  # arm64
@@ -130,9 +130,9 @@ def architecture(number: int) -> Architecture:
 def check_extension(number: int, gic: Gic, capability: int) -> int:
     """KVM_CHECK_EXTENSION on /dev/kvm of an architecture's host: a capability's value, or 0.
 
-    EINVAL for a capability that only a VM has. KVM: arm.c kvm_vm_ioctl_check_extension, KVM_CAP_MSI_DEVID.
+    EINVAL for a capability that only a VM answers for. KVM: arm.c kvm_vm_ioctl_check_extension, KVM_CAP_MSI_DEVID.
     """
     value = architecture(number).capabilities(gic).get(capability, 0)
     if value < 0:
-        raise VmError(-value, f"capability {capability} is a VM's alone: ask for it on a VM")
+        raise VmError(-value, f"only a VM answers for capability {capability}: ask for it on a VM")
     return value

@@ -12,7 +12,7 @@ Notification = tuple[Sequence[Callable[..., None]], tuple[object, ...]]
 
 
 class Backlog(Pending):
-    """Notifications in their order. The thread of the timers sends them, some at a time; edges wait for the end.
+    """Notifications in their order. The timers' thread sends a few at a time; edges wait for the end.
 
     Everything but done and when_done runs under the lock of the VM.
     """
@@ -25,7 +25,7 @@ class Backlog(Pending):
         return bool(self._notifications)
 
     def add(self, notifications: Iterable[Notification]) -> None:
-        """Put notifications behind the others."""
+        """Append notifications."""
         self._notifications.extend(notifications)
 
     def take(self, most: int) -> list[Notification]:

@@ -23,7 +23,7 @@ RawProbes = tuple[Any, ...]
 
 
 class Board:
-    """Buses, regions and routes. What a subclass has beside that is its chips."""
+    """Buses, regions and routes. A subclass adds its chips."""
 
     notices: Notices
 
@@ -33,15 +33,15 @@ class Board:
         self.observer: Observer | None = None
         self.pio = IoBus()
         self.mmio = IoBus()
-        self.has_irqchip = False  # KVM: irqchip_in_kernel, or what an architecture has in its place
-        self.can_resample = False  # whether an interrupt's end is known here
+        self.has_irqchip = False  # KVM: irqchip_in_kernel, or an architecture's equivalent
+        self.can_resample = False  # whether the chips report the end of an interrupt
         self.routes: Sequence[Route] = ()
         self.memory = IoBus()
         buses = {Space.PIO: self.pio, Space.MMIO: self.mmio, Space.MEMORY: self.memory}
         self.regions = Regions(agenda, buses, has_indicators=has_indicators)
 
     def reset(self) -> None:
-        """RESET of all chips and vCPUs; the levels that sources drive stay, and the chips see them anew."""
+        """RESET of all chips and vCPUs; the levels that sources drive stay, and are driven into the chips again."""
         raise NotImplementedError
 
     # Lines.
@@ -51,9 +51,9 @@ class Board:
         raise NotImplementedError
 
     def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
-        """Drive a GSI from a source (one bit set) and return the statuses' sum over what it leads to.
+        """Drive a GSI from a source (one bit set) and return the sum of the statuses of its inputs.
 
-        KVM: irqchip.c kvm_set_irq; negative statuses do not count, unless there are no others.
+        KVM: irqchip.c kvm_set_irq; negative statuses are ignored if there are others.
         """
         raise NotImplementedError
 
@@ -62,18 +62,19 @@ class Board:
         raise NotImplementedError
 
     def lower_resampled(self, gsi: int) -> None:
-        """A resampled GSI's interrupt was ended: the source that resamplers share drives it no more."""
+        """A resampled GSI's interrupt was ended: the source that resamplers share stops driving the GSI."""
         self.set_irq(gsi, 0, 1 << RESAMPLERS, line_status=False)
 
     def signal_msi(self, address: int, data: int) -> int:
-        """Send an MSI and return how many vCPUs took the message, or -1 where none is addressed."""
+        """Send an MSI and return how many vCPUs took the message, or -1 if the message addresses no vCPU."""
         raise NotImplementedError
 
     def observe(self, observer: Observer | None) -> None:
-        """Report to an observer what happens from now on."""
-        self.observer = self.regions.observer = observer
+        """Report events to an observer from now on."""
+        self.observer = observer
+        self.regions.observer = observer if observer is not None and observer.sees_accesses else None
 
-    # Probes: what a logic analyser would see of the chips that interrupts pass through. See vm/probing.py.
+    # Probes: the state of the chips that a logic analyser would show. See vm/probing.py.
 
     def raw_probes(self) -> list[RawProbes]:
         """The raw values of each part."""
@@ -84,17 +85,17 @@ class Board:
         return {}
 
     def raw_lines(self) -> RawProbes:
-        """The levels that sources' bitmaps don't have."""
+        """The levels that are not in the sources' bitmaps."""
         return ()
 
     def named_lines(self, raw: RawProbes) -> dict[str, int]:  # noqa: ARG002
         """The lines that are high with these levels: bit n is source n."""
         return {}
 
-    # What counts interrupts asks: observe/latency.py, Wiring.
+    # For the counting of interrupts: observe/latency.py, Wiring.
 
     def pic_line(self, vector: int) -> int:  # noqa: ARG002
-        """The line, 0 to 15, whose vector of the PICs this is, or -1."""
+        """The PICs' line, 0 to 15, that has a vector, or -1."""
         return -1
 
     def gsi_of_vector(self, vector: int) -> int:  # noqa: ARG002
@@ -110,7 +111,7 @@ class Board:
         return False
 
     def wake_timers(self) -> None:
-        """Before something looks at the timers: set the alarms of those that sleep until somebody does."""
+        """Set the alarms of dormant timers, before their state is read or observed."""
 
     # Guest accesses.
 

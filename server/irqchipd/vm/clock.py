@@ -10,8 +10,8 @@ from typing import ClassVar
 class Alarm:
     """A call to make at a time. Alarms of one time ring in the order of their ranks.
 
-    Two fields matter to the host's time alone (see timers.py): share is whose processor time the call takes, and a
-    timeout comes before timers.
+    Only alarms of the host's time use two fields (see timers.py): share is the holder that is charged for the call, and
+    a timeout comes before timers.
     """
 
     __slots__ = ("deadline", "due", "queued", "queued_at", "rank", "ring", "share", "timeout")
@@ -27,7 +27,7 @@ class Alarm:
         self.queued_at = 0
 
     def forget(self) -> None:
-        """Drop the call of an alarm that is not set any more: the alarm itself may be kept a while."""
+        """Drop the call of an alarm that is no longer set: the alarm itself may be kept a while."""
         self.ring = _nothing
 
     def __lt__(self, other: Alarm) -> bool:
@@ -47,7 +47,7 @@ class Alarms:
     __slots__ = ("_heap", "_running")
 
     def __init__(self) -> None:
-        # An entry is stale when its time is not its alarm's any more. At most half of the entries are, and 16 more.
+        # An entry is stale when its time differs from its alarm's. At most half of the entries, and 16 more, are stale.
         self._heap: list[tuple[int, Alarm]] = []
         self._running = 0
 
@@ -86,9 +86,9 @@ class Alarms:
 
 
 class Deadlines:
-    """The host's time, nanoseconds, and the alarms that ring by it. This one stands still until it is moved.
+    """The host's time, nanoseconds, and the alarms that ring by it. In this class the time stands still until move().
 
-    A daemon's is timers.Timers, which goes with the machine's clock.
+    A daemon has the subclass timers.Timers, which follows the machine's clock.
     """
 
     def __init__(self) -> None:
@@ -100,11 +100,11 @@ class Deadlines:
         return self.time
 
     def set(self, alarm: Alarm, deadline: int | None) -> None:
-        """Ring an alarm at a time, and not at the time given before; None stops the alarm."""
+        """Ring an alarm at a time, instead of the time given before; None stops the alarm."""
         self.alarms.set(alarm, deadline)
 
     def move(self, nanoseconds: int) -> None:
-        """Let time pass, and ring what comes due, each alarm at its time."""
+        """Let time pass, and ring each alarm at its time."""
         end = self.time + nanoseconds
         while (due := self.alarms.earliest()) is not None and due <= end:
             self.time = max(self.time, due)
@@ -124,12 +124,12 @@ class Clock:
         raise NotImplementedError
 
     def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
-        """Call ring from another thread at a time, and not at the time given before; None: not at all."""
+        """Call ring from another thread at a time, instead of the time given before; None: never."""
         raise NotImplementedError
 
 
 class RealClock(Clock):
-    """A clock that goes with the host's time."""
+    """A clock that follows the host's time."""
 
     virtual = False
 
@@ -153,7 +153,7 @@ class RealClock(Clock):
 
 
 class VirtualClock(Clock):
-    """A clock that stands still until an operation moves it, and then does what is due."""
+    """A clock that stands still until an operation moves it."""
 
     virtual = True
 

@@ -1,4 +1,4 @@
-"""The counts of a VM's interrupts, which are kept while somebody asks for them."""
+"""The counts of a VM's interrupts, which are kept while clients ask for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.clock import Alarm
 
-KEPT_NS: Final = 60_000_000_000  # after the last question
+KEPT_NS: Final = 60_000_000_000  # after the last request
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class InterruptInfo:
 
 @dataclass(frozen=True, slots=True)
 class InterruptCounts:
-    """What was counted for how long, nanoseconds; and the vCPUs."""
+    """The counts, the nanoseconds that they cover, and the vCPUs."""
 
     nanoseconds: int
     vcpus: list[int]
@@ -39,7 +39,7 @@ class InterruptCounts:
 
 
 class Counting:
-    """Attaches an observer with the first question, and detaches it when there was none for KEPT_NS."""
+    """Attaches an observer at the first request, and detaches it after KEPT_NS without a request."""
 
     def __init__(self, agenda: Agenda, wiring: Wiring, detach: Callable[[Observer], None]) -> None:
         self._agenda = agenda
@@ -49,7 +49,7 @@ class Counting:
         self.counted: Latencies | None = None
 
     def ask(self) -> tuple[Latencies, bool]:
-        """What counts, and whether this began just now; to be called in a turn."""
+        """The observer that counts, and whether it was attached just now; to be called in a turn."""
         began = self.counted is None
         if self.counted is None:
             self.counted = Latencies(self._wiring, self._agenda.deadlines.now, self._agenda.defer)
@@ -67,7 +67,7 @@ class Counting:
 
 
 def copy_of(histogram: Histogram) -> Histogram:
-    """A histogram as it is now."""
+    """A copy of a histogram."""
     copied = Histogram()
     copied.include(histogram)
     return copied

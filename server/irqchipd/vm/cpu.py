@@ -34,7 +34,7 @@ class Halt:
         self.cpu = cpu
         self.done = done
         self.interrupts_masked = interrupts_masked
-        # Who is told how long this took, and when this began.
+        # The observer that is told how long this halt took, and when the halt began.
         self.observer = observer
         self.begun = 0 if observer is None else cpu.agenda.deadlines.now()
         self.timeout: Alarm | None = None  # of the host's time
@@ -45,7 +45,7 @@ class Halt:
 
 
 class Vcpu(Touchable):
-    """A vCPU. What it takes is an architecture's to say."""
+    """A vCPU. An architecture decides what the vCPU takes."""
 
     def __init__(self, agenda: Agenda, vcpu_id: int, index: int) -> None:
         super().__init__(agenda, index)
@@ -55,34 +55,34 @@ class Vcpu(Touchable):
         self.ready = False
         self.halt: Halt | None = None
         self.reset_count = 0  # INITs and RESETs
-        self.is_copied = False  # whether wrote() is to be called
+        self.is_copied = False  # whether stores call wrote()
 
-    # What an architecture says.
+    # For an architecture to define.
 
     def has_interrupt(self) -> bool:
         """Whether there is an interrupt to take."""
         raise NotImplementedError
 
     def wake(self, interrupts_masked: bool) -> Outcome:
-        """Take what ends a halt, and be runnable; None where nothing does."""
+        """Take what ends a halt, and be runnable; None if nothing ends it."""
         raise NotImplementedError
 
     def sleep(self) -> None:
         """A halt begins."""
 
     def give_back(self, outcome: Taken | Signal, reset_count: int) -> None:
-        """Take back what an ended halt took and its caller did not get: the next to be taken, unless reset since."""
+        """Take back what a halt took for a caller that has left: it is taken next, unless the vCPU was reset since."""
 
     def wrote(self, device: object, address: int) -> None:
         """This vCPU has stored something in a device."""
 
     def forget_copy(self) -> None:
-        """The VM is deleted: nothing is copied any more."""
+        """The VM is deleted: stop copying."""
 
     # Listeners.
 
     def listen(self, listeners: Sequence[Listener]) -> None:
-        """Replace the listeners. Tuples are replaced, not changed: a notification keeps the listeners of its time."""
+        """Replace the listeners. The tuple is replaced, not changed: an earlier notification keeps its listeners."""
         self.listeners = listeners
         self.ready = self.has_interrupt()
 
@@ -92,7 +92,7 @@ class Vcpu(Touchable):
             self.agenda.notify(self.listeners, event)
 
     def priorities_changed(self) -> None:
-        """What this vCPU would take has changed: look when the turn ends, if a halt or a listener waits for that."""
+        """What this vCPU would take has changed: look when the turn ends, if a halt or a listener waits."""
         if not self.touched and (self.halt is not None or self.listeners):
             self.touched = True
             self.agenda.touched.append(self)
@@ -107,7 +107,7 @@ class Vcpu(Touchable):
         timeout_ns: int,
         observer: Observer | None = None,
     ) -> Halt:
-        """HLT: take at once what there is to take, or wait; timeout_ns is in the host's time, and 0 for ever."""
+        """HLT: take what is pending at once, or wait; timeout_ns is in the host's time, and 0 waits for ever."""
         halt = self.halt = Halt(self, done, interrupts_masked, observer)
         self.sleep()
         self.look()
@@ -134,7 +134,7 @@ class Vcpu(Touchable):
                 self.agenda.notify(self.listeners, InterruptPending(self.id))
 
     def end_halt(self, halt: Halt, outcome: Outcome, *, report: bool = True) -> None:
-        """End a HLT, and report how."""
+        """End a HLT, and report its outcome."""
         self.halt = None
         halt.finished = True
         halt.outcome = outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-_MESSAGE: Final = 500  # characters of a message; gRPC sends it twice, as metadata, of which clients take 8 KiB
+_MESSAGE: Final = 500  # characters of a message; gRPC sends it twice as metadata, and clients accept 8 KiB of metadata
 _QUOTED: Final = 64
 # Linux's names of errnos for which Python has another: EDEADLOCK and ENOTSUP.
 _REASONS: Final = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP"}
@@ -15,7 +15,7 @@ class VmError(Exception):
     """An operation was refused and has changed nothing; number is the errno KVM would have returned."""
 
     def __init__(self, number: int, message: str) -> None:
-        # What a client has said may be in it: no form in which it leaves the daemon need look at its length.
+        # The message may quote a client. It is cut here, so that no edge has to check its length.
         self.message = message if len(message) <= _MESSAGE else message[: _MESSAGE - 3] + "..."
         super().__init__(self.message)
         self.number = number
@@ -27,12 +27,12 @@ class VmError(Exception):
 
 
 def quoted(text: str) -> str:
-    """What a client said, as part of a message: its beginning, with nothing that could act on a terminal."""
+    """The start of a client's text, for a message, without characters that could control a terminal."""
     return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}..."
 
 
 def deleted(vm: str) -> VmError:
-    """Of a VM that its holder can do nothing with any more: ENOENT."""
+    """The error of an operation on a deleted VM: ENOENT."""
     return VmError(errno.ENOENT, f"VM {quoted(vm)} has been deleted")
 
 

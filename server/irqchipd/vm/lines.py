@@ -22,7 +22,7 @@ TURN_CHANGES: Final = 16  # of lines
 
 @dataclass(frozen=True, slots=True)
 class Irqfd:
-    """What interrupts a GSI: with an edge from its source; or, resampled, with a level from the source RESAMPLERS."""
+    """An irqfd of a GSI: an edge from its source; or, resampled, a level from the source RESAMPLERS."""
 
     source: LineSource
     gsi: int
@@ -39,7 +39,7 @@ class Lines(Turns):
         self._sources: dict[int, LineSource] = {}
         self._sources_bytes = SourcesBytes()
         self._last_serial = 0
-        # How many lines there are in a source's bitmap, and how many bytes a message has for one of their numbers.
+        # The number of lines in a source's bitmap, and the bytes of a line's number in a message.
         self._lines = MAX_GSIS
         self._number_bytes = 2
 
@@ -60,14 +60,14 @@ class Lines(Turns):
             return self._set_level(source, gsi, bool(level), line_status)
 
     def irq_lines(self, changes: Sequence[int], source: LineSource | None = None) -> list[int]:
-        """irq_line of several, each gsi << 1 | level: all are done, in order; or none where one is refused."""
+        """irq_line for several changes, each gsi << 1 | level: all are made, in order; or none, if any is refused."""
         return finish(self.driving(changes, source))
 
     def driving(
         self, changes: Sequence[int], source: LineSource | None = None
     ) -> Generator[Backlog | None, None, list[int]]:
-        """As irq_lines, in turns of TURN_CHANGES or TURN_WORK. Between two turns others go on, and the caller waits for
-        a backlog. A source that is closed meanwhile, or a VM that is deleted, ends the work with an error.
+        """As irq_lines, in turns of TURN_CHANGES or TURN_WORK. Between turns other operations run, and the caller waits
+        for a backlog. If the source is closed or the VM is deleted meanwhile, the work ends with an error.
         """
         statuses: list[int] = []
         driver = source if source is not None else self._shared_source
@@ -107,11 +107,11 @@ class Lines(Turns):
             self._sources_bytes.charge(source, reach_for(highest), len(source.resampled))
 
     def _numbers(self, asserted: int) -> list[int]:
-        """The numbers by which operations name the lines in a bitmap."""
+        """The numbers that operations use for the lines in a bitmap."""
         return numbers_of(asserted)
 
     def _check_source(self, source: LineSource, changes: Sequence[int]) -> None:
-        """Whether a source may make these changes: ENXIO without an irqchip, ENOENT of a closed source, EINVAL."""
+        """Refuse changes that a source may not make: ENXIO without an irqchip, ENOENT of a closed source, EINVAL."""
         if not self._board.has_irqchip:
             raise self._no_irqchip()
         if source.closed:
@@ -131,11 +131,11 @@ class Lines(Turns):
         listener: Listener | None = None,
         resume: bool = False,
     ) -> LineSource:
-        """A new line source, or the one that a restored VM kept for a client: ENOENT where there is none.
+        """A new line source, or the one that a restored VM kept for a client: ENOENT if it kept none.
 
         on_deleted is called, from any thread, when the VM is deleted before the source is closed. listener is notified
         of the GSIs that the source resamples: EINVAL without a full irqchip. ENOSPC where the VM has too many sources,
-        or they hold too much.
+        or its sources hold too much.
         """
         with self._turn:
             self._check_resampling(bool(resampled))
@@ -177,7 +177,7 @@ class Lines(Turns):
         return source
 
     def close_source(self, source: LineSource) -> None:
-        """Close a line source: its levels drop. A closed source, or one of a deleted VM, stays as it is."""
+        """Close a line source: its levels drop. A closed source, or a deleted VM's, does not change."""
         with suppress(VmError), self._turn:
             if self._sources.get(source.number) is source:
                 del self._sources[source.number]
@@ -191,7 +191,7 @@ class Lines(Turns):
                 self._board.regions.drop(source)
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
-        """KVM_SIGNAL_MSI: how many vCPUs took it, or -1; EINVAL without an irqchip, or of bad flags or data."""
+        """KVM_SIGNAL_MSI: how many vCPUs took it, or -1; EINVAL without an irqchip, or for bad flags or data."""
         with self._turn:
             if not self._board.has_irqchip:
                 raise invalid(f"VM {self.name!r} has no irqchip to signal an MSI to")
@@ -219,7 +219,7 @@ class Lines(Turns):
             return Irqfd(source, gsi, resampler)
 
     def check_irqfd(self, resampled: bool) -> None:
-        """Refuse what add_irqfd would refuse."""
+        """Raise the error that add_irqfd would raise."""
         with self._turn:
             self._check_irqfd(resampled)
 
@@ -235,7 +235,7 @@ class Lines(Turns):
     def trigger(self, irqfd: Irqfd, *, assigned: bool = False) -> None:  # noqa: ARG002
         """An irqfd was written: an edge, or a level until the acknowledgement. KVM: eventfd.c irqfd_inject.
 
-        assigned says that the irqfd was assigned just now, and written before that.
+        assigned: the eventfd was written before the irqfd was assigned.
         """
         with suppress(VmError), self._turn:
             set_irq, gsi = self._board.set_irq, irqfd.gsi
@@ -257,4 +257,4 @@ class Lines(Turns):
     # Checks.
 
     def _check_msi_address(self, address: int) -> None:
-        """Refuse an address to which no MSI can go: EINVAL."""
+        """Refuse an address that no MSI can have: EINVAL."""

@@ -90,9 +90,9 @@ class Vm(Accesses):
         self._max_vcpus = max_vcpus
         self._counting = Counting(agenda, board, self.detach)
         self._observers: dict[Observer, Callable[[], None] | None] = {}
-        self._resting: set[Observer] = set()  # observers that see nothing for now
+        self._resting: set[Observer] = set()  # observers that get no reports for now
 
-    # What an architecture says.
+    # For an architecture to define.
 
     @property
     def architecture(self) -> int:
@@ -101,7 +101,7 @@ class Vm(Accesses):
 
     @property
     def _irqchip_mode(self) -> str:
-        """The kind of irqchip, as Description has it."""
+        """The kind of irqchip: Description.irqchip_mode."""
         raise NotImplementedError
 
     @property
@@ -122,7 +122,7 @@ class Vm(Accesses):
         raise NotImplementedError
 
     def unsupported(self, operation: str) -> VmError:
-        """The error of an operation that this architecture's KVM has not."""
+        """The error of an operation that this architecture's KVM lacks."""
         raise NotImplementedError
 
     # Creation.
@@ -150,7 +150,7 @@ class Vm(Accesses):
     # Devices. KVM: virt/kvm/kvm_main.c kvm_ioctl_create_device, kvm_device_ioctl_attr; a vCPU has attributes, too.
 
     def create_device(self, kind: int, flags: int) -> int:  # noqa: ARG002
-        """KVM_CREATE_DEVICE: the device's number; ENODEV for a kind that the VM's host has not."""
+        """KVM_CREATE_DEVICE: the device's number; ENODEV for a kind that the VM's host lacks."""
         with self._turn:
             raise VmError(errno.ENODEV, f"VM {self.name!r} can have no device of type {kind}")
 
@@ -159,11 +159,11 @@ class Vm(Accesses):
         raise self._no_attr(device, vcpu, group, attr, data)
 
     def get_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, data: bytes) -> bytes:
-        """KVM_GET_DEVICE_ATTR on a device or a vCPU: what addr points to afterwards; data is what it was before."""
+        """KVM_GET_DEVICE_ATTR on a device or a vCPU: the bytes at addr afterwards; data are those before."""
         raise self._no_attr(device, vcpu, group, attr, data)
 
     def has_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int) -> None:
-        """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO where there is no such attribute."""
+        """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO for an unknown attribute."""
         raise self._no_attr(device, vcpu, group, attr)
 
     def _no_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, _data: bytes = b"") -> VmError:
@@ -180,7 +180,7 @@ class Vm(Accesses):
         cpu.priorities_changed()  # there may be an interrupt already
 
     def reset(self, reason: int = 0) -> None:
-        """RESET: chips, local APICs and run states as they were made; time, routing and what sources drive stay.
+        """RESET: chips, local APICs and run states as created; time, routing and the levels that sources drive stay.
 
         Every line source's listener is notified, with the reason.
         """
@@ -215,7 +215,7 @@ class Vm(Accesses):
             self._board.set_routes(tuple(routes))
 
     def routing(self) -> Sequence[Route]:
-        """The routing table as it was set."""
+        """The routing table that was set last."""
         with self._turn:
             if not self._board.has_irqchip:
                 raise self._no_irqchip()
@@ -229,7 +229,7 @@ class Vm(Accesses):
             return self.saved()
 
     def saved(self) -> VmState:
-        """As save, for who is in a turn already: an observer."""
+        """As save, for a caller that is in a turn already: an observer."""
         board, clock = self._board, self.agenda.clock
         board.wake_timers()
         return self._save(
@@ -256,7 +256,7 @@ class Vm(Accesses):
     def describe(self, sources_after: int = 0, room: int | None = None, *, one_at_least: bool = False) -> Description:
         """Describe the VM, and the line sources with serials above sources_after that fit into a room of bytes.
 
-        The bytes are about a message's; without a room all sources fit.
+        The bytes are about those of a message; without a room all sources fit.
         """
         with self._turn:
             board = self._board
@@ -283,7 +283,7 @@ class Vm(Accesses):
     def _describe_sources(
         self, after: int, room: int | None, one_at_least: bool
     ) -> tuple[list[SourceInfo], int | None]:
-        """The sources with serials above one, and the serial of the last where there are more."""
+        """The sources with serials above a serial, and the serial of the last of them if more follow."""
         regions = self._board.regions
         infos: list[SourceInfo] = []
         last = after
@@ -310,11 +310,11 @@ class Vm(Accesses):
 
     @property
     def region_count(self) -> int:
-        """How many regions there are."""
+        """The number of regions."""
         return self._board.regions.count
 
     def interrupts(self) -> InterruptCounts:
-        """Count interrupts from the first call on, until there was none for a while; and what was counted."""
+        """The interrupts counted so far. Counting begins with the first call, and ends a while after the last."""
         with self._turn:
             counted, began = self._counting.ask()
             if began:
@@ -350,7 +350,7 @@ class Vm(Accesses):
         self.agenda.defer(work)
 
     def raw_probes(self) -> list[RawProbes]:
-        """See vm/probing.py. The first part are the lines."""
+        """See vm/probing.py. The first part is the lines."""
         asserted = [
             (source.number, source.asserted)
             for source in (self._shared_source, *self._sources.values())
@@ -389,7 +389,7 @@ class Vm(Accesses):
         self._observe()
 
     def rest(self, observer: Observer, rests: bool) -> None:
-        """In a turn: report nothing to an observer for now, which costs nothing; or everything again."""
+        """In a turn: stop reports to an observer, so that they cost nothing; or report everything again."""
         if rests:
             self._resting.add(observer)
         else:

@@ -16,12 +16,12 @@ MAX_UNREPORTED: Final = (1 << 62) - 1  # acknowledgements that a source without 
 
 
 class Notices:
-    """Subscriptions by GSI. Which interrupt's end is which GSI's is an architecture's to say."""
+    """Subscriptions by GSI. An architecture decides which GSI an ended interrupt belongs to."""
 
     def __init__(self, agenda: Agenda, lower: Callable[[int], None]) -> None:
         self._agenda = agenda
         self._lower = lower  # lowers a GSI from the source that resamplers share
-        # The GSIs per listener, and of all listeners, one bit per GSI: a listener may subscribe to thousands.
+        # The GSIs of each listener, and of all, one bit per GSI: a listener may subscribe to thousands.
         self._listeners: dict[Listener, int] = {}
         self._subscribed = 0
         self._resamplers: dict[int, list[LineSource]] = {}
@@ -48,7 +48,7 @@ class Notices:
         self.changed()
 
     def resample(self, gsi: int, source: LineSource) -> None:
-        """A source resamples a GSI. KVM: eventfd.c kvm_irqfd_assign; the chip learns of the first alone."""
+        """A source resamples a GSI. KVM: eventfd.c kvm_irqfd_assign; only the first one concerns the chip."""
         if sources := self._resamplers.get(gsi):
             sources.append(source)
         else:
@@ -64,7 +64,7 @@ class Notices:
             self.changed()
             self._lower(gsi)
 
-    # What happened.
+    # Notifications.
 
     def lower_resampled(self, gsi: int) -> None:
         """A GSI's interrupt was ended: where it is resampled, the line falls. KVM: eventfd.c irqfd_resampler_ack."""

@@ -1,4 +1,4 @@
-"""Something that ends once, later, and for which any thread may wait."""
+"""Something that ends once, later, and that any thread may wait for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final, TypeVar
 
 _T = TypeVar("_T")
 
-# Guards the calls of all that is pending, each time for a moment: a thread begins to wait without the VM's lock.
+# Guards the calls of every Pending, each time for a moment: a thread begins to wait without the VM's lock.
 _LOCK: Final = threading.Lock()
 
 
 class Pending:
-    """An access that its owner has to answer, say, or notifications that are left to send."""
+    """For example an access that its owner has to answer, or notifications that are left to send."""
 
     done = False
     _calls: Sequence[Callable[[], None]] = ()
@@ -27,12 +27,11 @@ class Pending:
         call()
 
     def end(self) -> Sequence[Callable[[], None]]:
-        """This is the end. The calls to make without the VM's lock."""
+        """Mark the end. Returns the calls to make without the VM's lock."""
         with _LOCK:
             self.done = True
             return self._calls
 
 
-# Work that is done in slices, between which others have their turn. It yields what must end before the next slice, or
-# None.
+# Work in slices, with other work between them. It yields the Pending that must end before the next slice, or None.
 Slices = Generator[Pending | None, None, _T]

@@ -1,4 +1,4 @@
-"""What a logic analyser would see of a VM, and what of it an operation has changed."""
+"""The probes that a logic analyser would show of a VM, and those that an operation has changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from irqchipd.vm.board import Probes, RawProbes
 
 
 class Probed(Protocol):
-    """Has probes in parts, a chip each. Raw values are quick to get and to compare; the names follow from them."""
+    """Has probes in parts, one for each chip. Raw values are quick to get and to compare; names are made from them."""
 
     def raw_probes(self) -> list[RawProbes]:
         """The raw values of each part."""
@@ -18,17 +18,17 @@ class Probed(Protocol):
 
 
 class Probing:
-    """The probes as they were when somebody looked last; under the VM's lock."""
+    """The probes at the last look(); under the VM's lock."""
 
     def __init__(self, probed: Probed) -> None:
         self._probed = probed
         self._seen: list[RawProbes] = []  # as of the last look
-        self._named: list[RawProbes] = []  # of which these are the names
+        self._named: list[RawProbes] = []  # whose names _parts has
         self._parts: list[Probes] = []
         self.look()
 
     def look(self) -> bool:
-        """Whether any probe may have another value than at the last look."""
+        """Read the probes. Returns whether any may have changed since the last look."""
         raw = self._probed.raw_probes()
         if raw == self._seen:
             return False
@@ -36,14 +36,12 @@ class Probing:
         return True
 
     def everything(self) -> Probes:
-        """All probes, as of the last look; of lines only those that are high, whose value has a bit for each source."""
+        """All probes, as of the last look; only those lines that are high, with a bit for each source."""
         self.changes()
         return {name: probe for part in self._parts for name, probe in part.items()}
 
     def changes(self) -> Probes:
-        """The probes that have another value at the last look than when this was asked last. A line that is not there
-        any more is 0.
-        """
+        """The probes that changed between the last call and the last look. A line that has gone is 0."""
         raw, before = self._seen, self._named
         self._named = raw
         changed: Probes = {}

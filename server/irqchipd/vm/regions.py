@@ -23,14 +23,14 @@ from irqchipd.vm.sources import LineSource
 
 MAX_DEVICES: Final = 1000  # per bus, and every doorbell is one; KVM: kvm_host.h NR_IOBUS_DEVS
 ACCESS_NS: Final = 2_000_000_000  # nanoseconds of the host's time that an owner has for an access
-# A range whose owners let an access time out twice within this many times ACCESS_NS can't be claimed for as long. So a
-# range holds up a vCPU for 2 of 32 parts of its time, however often it is claimed; a single timeout is forgiven.
+# If accesses to a range time out twice within this many times ACCESS_NS, the range can't be claimed for as long again.
+# So a range delays a vCPU for 2/32 of its time, however often it is claimed; a single timeout has no consequence.
 BARRED_PERIODS: Final = 30
-MAX_LOSSES: Final = 1000  # ranges that are remembered for this; others are forgiven
-MAX_REGION_ACCESSES: Final = 1024  # per region, that wait for its owner
+MAX_LOSSES: Final = 1000  # the most ranges whose timeouts are remembered
+MAX_REGION_ACCESSES: Final = 1024  # the most that wait for a region's owner
 _CROWDED: Final = MAX_REGION_ACCESSES // 2
-REGION_BYTES: Final = 40  # the most that a region takes in a message that describes it
-MATCHED_LENGTHS: Final = (1, 2, 4, 8)  # bytes of a doorbell that has a value; KVM: eventfd.c kvm_ioeventfd
+REGION_BYTES: Final = 40  # the most that a region's description takes in a message
+MATCHED_LENGTHS: Final = (1, 2, 4, 8)  # bytes of a doorbell with a datamatch; KVM: eventfd.c kvm_ioeventfd
 
 
 class Space(IntEnum):
@@ -64,7 +64,7 @@ class SharedBytes(Protocol):
     offset: int  # in the memfd
 
     def set_bits(self, offset: int, mask: int) -> int | None:
-        """Set bits of a byte, atomically; return what it was, or None where the client took the memory away."""
+        """Set bits of a byte, atomically; return the old byte, or None where the client took the memory away."""
 
     def send(self, over: int) -> None:
         """Send the memfd through a unix socket, without waiting: EINVAL."""
@@ -95,14 +95,14 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A page of memory that no region may have a part of, and whose it is."""
+    """A page of memory that no region may overlap, and its owner."""
 
     start: int
     length: int
     whose: str
 
     def overlaps(self, region: Region) -> bool:
-        """Whether a region has a part of the page."""
+        """Whether a region overlaps the page."""
         if region.space is not Space.MMIO:
             return False
         return region.start < self.start + self.length and region.start + region.length > self.start
@@ -111,7 +111,7 @@ class Reserved:
 class Access(Pending):
     """A vCPU's access that waits for the region's owner.
 
-    by is the Session that made the access, if one did; the deadline is 0 while that Session's earlier accesses wait.
+    by is the Session, if any, that made the access; the deadline is 0 while that Session's earlier accesses wait.
     """
 
     def __init__(
@@ -165,16 +165,16 @@ class _Owner:
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
-        # The accesses that wait, by number; and those of them whose time runs, in the order of their deadlines.
+        # The waiting accesses, by number; and those that have a deadline, in its order.
         self.waiting: dict[int, Access] = {}
         self.timed: dict[int, Access] = {}
-        # Rings when an access may be overdue. An alarm per access would wake a thread for each.
+        # Rings when an access may be overdue. One alarm per access would wake a thread for each access.
         self.alarm: Alarm | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """A range whose owner did not answer an access in time, when, and until when the range can't be claimed."""
+    """A range whose owner did not answer in time: when that was, and until when the range can't be claimed."""
 
     space: Space
     start: int
@@ -183,7 +183,7 @@ class _Loss:
     barred_until: int
 
     def overlaps(self, region: Region) -> bool:
-        """Whether a region has a part of the range."""
+        """Whether a region overlaps the range."""
         return self.space is region.space and self.start < region.start + region.length and region.start < self.end
 
 
@@ -201,7 +201,7 @@ class Regions:
         self._owners: dict[LineSource, _Owner] = {}
         # Per bus, the doorbells that share the range of another.
         self._beside = dict.fromkeys(Space, 0)
-        # Per Session, its accesses that wait, in their order: those of a string instruction are forwarded together.
+        # Per Session, its waiting accesses, in order: those of a string instruction are forwarded together.
         self._strings: dict[LineSource, dict[int, Access]] = {}
         self._losses: list[_Loss] = []
         self.access_ns = ACCESS_NS
@@ -213,11 +213,11 @@ class Regions:
 
     @property
     def count(self) -> int:
-        """How many regions there are."""
+        """The number of regions."""
         return sum(len(owner.regions) for owner in list(self._owners.values()))
 
     def count_of(self, source: LineSource) -> int:
-        """How many regions a source has."""
+        """The number of a source's regions."""
         owner = self._owners.get(source)
         return len(owner.regions) if owner is not None else 0
 
@@ -242,7 +242,7 @@ class Regions:
             if not doorbell:
                 raise invalid("datamatch is for doorbells: set doorbell, or leave datamatch out")
             if length not in MATCHED_LENGTHS or datamatch >> 8 * length:
-                raise invalid(f"value {datamatch:#x} in {length} bytes; it has 1, 2, 4 or 8 bytes, and must fit them")
+                raise invalid(f"datamatch {datamatch:#x} does not fit into {length} bytes: use 1, 2, 4 or 8 bytes")
 
     def register(self, region: Region) -> None:
         """Claim a range: EEXIST where a part is claimed, EBUSY where its owners were too slow, ENOSPC."""
@@ -263,16 +263,16 @@ class Regions:
         self._owners.setdefault(region.source, _Owner()).regions.append(region)
 
     def check_free(self, page: Reserved) -> None:
-        """Before a page is reserved: EEXIST where a region has a part of it."""
+        """Before a page is reserved: EEXIST where a region overlaps it."""
         if any(page.overlaps(region) for owner in self._owners.values() for region in owner.regions):
             raise VmError(errno.EEXIST, f"part of the page at {page.start:#x}, {page.whose}, is a region")
 
     def reserve(self, page: Reserved) -> None:
-        """Keep a page, which is on no bus, from being claimed."""
+        """Prevent claims of a page that is on no bus."""
         self._reserved.append(page)
 
     def shared_from(self, address: int) -> Region | None:
-        """The first part of the guest's memory that is shared, and ends behind an address."""
+        """The first shared part of the guest's memory that ends above an address."""
         regions = (region for owner in self._owners.values() for region in owner.regions)
         shared = [each for each in regions if each.shared is not None and each.start + each.length > address]
         return min(shared, key=lambda region: region.start, default=None)
@@ -296,7 +296,7 @@ class Regions:
         self._losses = losses[-MAX_LOSSES:]
 
     def unregister(self, source: LineSource, space: int, start: int, datamatch: int | None) -> None:
-        """Remove a region or doorbell: ENOENT where the source has none there."""
+        """Remove a region or doorbell: ENOENT if the source has none there."""
         owner = self._owners.get(source)
         for region in owner.regions if owner is not None else ():
             if (region.space, region.start, region.datamatch) == (space, start, datamatch):
@@ -306,7 +306,7 @@ class Regions:
         raise VmError(errno.ENOENT, f"the Session has no {what} at {start:#x}")
 
     def drop(self, source: LineSource) -> None:
-        """Remove all regions of a source; what waits for the source stays unanswered."""
+        """Remove all regions of a source; accesses that wait for the source stay unanswered."""
         owner = self._owners.get(source)
         if owner is None:
             return
@@ -347,14 +347,14 @@ class Regions:
     # Accesses.
 
     def read(self, device: RegionDevice, vcpu: int, address: int, size: int, by: LineSource | None) -> Access | None:
-        """A vCPU's read, which waits for the region's owner; None for a doorbell, which has nothing to read."""
+        """A vCPU's read, which waits for the region's owner; None for a doorbell, which can't be read."""
         region = device.regions[0]
         return None if region.doorbell else self._forward(region, vcpu, address, size, None, by)
 
     def write(
         self, device: RegionDevice, vcpu: int, address: int, size: int, value: int, by: LineSource | None
     ) -> Access | bool:
-        """A vCPU's write, which waits for the region's owner; for doorbells, whether one rang."""
+        """A vCPU's write, which waits for the region's owner; for doorbells, whether any rang."""
         for region in device.regions:
             if not region.doorbell:
                 return self._forward(region, vcpu, address, size, value, by)
@@ -401,11 +401,11 @@ class Regions:
         return access
 
     def set_bits(self, device: RegionDevice, address: int, mask: int) -> Access:
-        """Bits to be set in a byte of the guest's memory, whose owner answers with what it was."""
+        """Ask the owner of the guest's memory to set bits in a byte; the answer is the old byte."""
         return self._forward(device.regions[0], 0, address, 1, mask, None, reads=True)
 
     def complete(self, source: LineSource, number: int, value: int | None) -> bool:
-        """Take an owner's answer, or None where it has none; whether it still waited. EINVAL: too large."""
+        """Take an owner's answer, None for unanswered. Returns whether the access still waited. EINVAL: too large."""
         owner = self._owners.get(source)
         access = owner.waiting.get(number) if owner is not None else None
         if access is None:
@@ -444,10 +444,10 @@ class Regions:
     # Time.
 
     def _begin(self, access: Access) -> None:
-        """An access's time begins.
+        """Start an access's time.
 
-        That is when the access is forwarded, however many others wait for the owner. In a string of accesses of one
-        Session it is when the access before is answered, as if each had been forwarded only then.
+        The time starts when the access is forwarded, however many others wait for the owner. If earlier accesses of the
+        same Session wait, it starts when the one before is answered, as if the access were forwarded only then.
         """
         owner, source = self._owners[access.region.source], access.region.source
         access.deadline = self._agenda.deadlines.now() + self.access_ns
@@ -464,9 +464,9 @@ class Regions:
             self._check_overdue(source)
 
     def _check_overdue(self, source: LineSource) -> None:
-        """Drop the regions of an owner that has not answered in time; or look again when an access may be overdue."""
+        """Drop the regions of an owner that has not answered in time; or check again at the next deadline."""
         owner = self._owners.get(source)
-        if owner is None:  # it has just left
+        if owner is None:  # the source has just closed
             return
         owner.alarm = None
         if not owner.timed:
@@ -481,7 +481,7 @@ class Regions:
 
 
 def _differ(region: Region, others: list[Region]) -> bool:
-    """Whether a doorbell rings by another value than others of its range. KVM: eventfd.c ioeventfd_check_collision."""
+    """Whether a doorbell's value differs from all others of its range. KVM: eventfd.c ioeventfd_check_collision."""
     return region.datamatch is not None and all(
         other.datamatch is not None and other.datamatch != region.datamatch for other in others
     )

@@ -47,7 +47,7 @@ class Registry:
         self._names: list[str] = []  # of the VMs, in order
         self._reserved: set[str] = set()  # names of VMs that are being made
         self._last_number = 0
-        self.on_made: Callable[[Vm], None] | None = None  # called with each VM before anybody can find it
+        self.on_made: Callable[[Vm], None] | None = None  # called with each new VM before a client can find it
 
     def create(
         self, name: str = "", virtual: bool = False, properties: Properties = _USUAL, architecture: int = X86
@@ -110,7 +110,7 @@ class Registry:
         return vm
 
     def after(self, name: str, most: int) -> list[Vm]:
-        """The next VMs behind a name, in the order of names; the first ones where the name is empty."""
+        """The next VMs after a name, in the order of names; the first ones if the name is empty."""
         with self._lock:
             start = bisect_right(self._names, name)
             return [self._vms[name] for name in self._names[start : start + most]]
@@ -123,7 +123,7 @@ class Registry:
         self._delete(vm)
 
     def delete_vm(self, vm: Vm) -> None:
-        """Delete this VM, and not another that has taken its name since."""
+        """Delete this VM, but not a new VM of the same name."""
         with self._lock:
             if self._vms.get(vm.name) is not vm:
                 return
@@ -131,7 +131,7 @@ class Registry:
         self._delete(vm)
 
     def _delete(self, vm: Vm) -> None:
-        # Before the Sessions' threads learn of the deletion, and log their ends.
+        # Log this before the Sessions' threads log the ends of the Sessions.
         log.info("VM deleted", extra=fields(vm=vm.name, vms=len(self._names)))
         vm.delete()
 

@@ -49,7 +49,7 @@ Route = PinRoute | MsiRoute | S390Route
 
 
 def check_routes(routes: Sequence[Route], pins: Mapping[int, int]) -> None:
-    """Refuse what KVM refuses: EINVAL. pins is how many each chip has. KVM: irqchip.c setup_routing_entry."""
+    """Refuse routes that KVM refuses: EINVAL. pins has each chip's number. KVM: irqchip.c setup_routing_entry."""
     if len(routes) > MAX_GSIS:
         raise invalid(f"{len(routes)} routing entries; at most {MAX_GSIS} are allowed")
     led: set[tuple[int, int | None]] = set()  # where each GSI leads so far: to chips, or to None for an MSI
@@ -67,7 +67,7 @@ def check_routes(routes: Sequence[Route], pins: Mapping[int, int]) -> None:
 
 
 def _check_route(route: Route, chips: Mapping[int, int]) -> int | None:
-    """Refuse what is wrong by itself; return the chip, or None for an MSI. KVM: kvm_set_routing_entry."""
+    """Refuse an invalid entry; return its chip, or None for an MSI. KVM: kvm_set_routing_entry."""
     if isinstance(route, MsiRoute):
         if route.flags & ~MSI_VALID_DEVID:
             raise invalid(f"GSI {route.gsi}: flags {route.flags:#x} of an MSI: use 0 or {MSI_VALID_DEVID}")

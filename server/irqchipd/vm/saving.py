@@ -1,4 +1,4 @@
-"""Saving, restoring and checking what the VMs of all architectures have.
+"""Saving, restoring and checking the state that is common to all architectures.
 
 A snapshot may come from anywhere. Every value that no VM can have had is refused, so that nothing fails later.
 """
@@ -41,19 +41,19 @@ def save_source(source: LineSource) -> SourceState:
 
 
 def clock_of(state: VmState, deadlines: Deadlines) -> Clock:
-    """The clock of a saved VM, which goes on from there."""
+    """The clock of a saved VM, which continues from the saved time."""
     return VirtualClock(state.now_ns) if state.clock == CLOCK_VIRTUAL else RealClock(deadlines, state.now_ns)
 
 
 def restore_source(source: LineSource, state: SourceState) -> None:
-    """Make a new source what was saved: its Session is yet to come."""
+    """Restore a new source from saved state; it waits for its Session."""
     source.detached = True
     source.asserted = int.from_bytes(state.asserted, "little")
     source.resampled = dict(state.resampled_gsis)
 
 
 def unique(values: Collection[int], what: str) -> None:
-    """Refuse numbers that are there twice."""
+    """Refuse duplicate numbers."""
     check(len(set(values)) == len(values), f"{what} are there twice")
 
 
@@ -69,7 +69,7 @@ def check_state(
         unique([source.source for source in state.sources], "sources")
         size = sum(_check_source(source, resamples, lines) for source in state.sources)
         check(
-            size <= SOURCES_BYTES, f"its sources hold {size} bytes of names and GSIs, and not {SOURCES_BYTES} or less"
+            size <= SOURCES_BYTES, f"sources hold {size} bytes of names and GSIs; at most {SOURCES_BYTES} are allowed"
         )
         _check_numbers(state.asserted_gsis, lines)
         check_chips(state)
@@ -84,17 +84,15 @@ def _check_numbers(gsis: Collection[int], most: int) -> None:
 
 
 def _check_source(source: SourceState, resamples: bool, lines: int) -> int:
-    """What it is charged of SOURCES_BYTES."""
+    """Check a source; return its charge of SOURCES_BYTES."""
     in_range(source.source, SHARED + 1, MAX_SOURCE, "a source")
-    check(source.source not in (PIT, RESAMPLERS), f"source {source.source} is no Session's")
+    check(source.source not in (PIT, RESAMPLERS), f"source {source.source} is not a Session's")
     name = source.client
     check(len(name) <= MAX_CLIENT_NAME and name.isprintable(), f"client {name[:MAX_CLIENT_NAME]!r}")
     check(len(source.asserted) <= lines // 8, f"asserted has more than {lines} bits")
     _check_numbers(source.resampled_gsis, MAX_GSIS)
     for count in source.resampled_gsis.values():
         in_range(count, 0, MAX_UNREPORTED, "unreported acknowledgements")
-    check(
-        resamples or not source.resampled_gsis, "GSIs are resampled, and no chip reports the ends of their interrupts"
-    )
+    check(resamples or not source.resampled_gsis, "GSIs are resampled, but no chip reports the end of an interrupt")
     highest = int.from_bytes(source.asserted, "little").bit_length() - 1
     return bytes_of(name, reach_for(highest, lines), len(source.resampled_gsis))

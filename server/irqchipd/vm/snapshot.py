@@ -1,8 +1,8 @@
 """The whole state of a VM, as plain values: what Vm.save() gives and Registry.restore() takes.
 
 The classes here, and the Saved classes of the chips and vCPUs, mirror the contract's messages: a field has the same
-name and holds the same value. Enumerations hold the contract's numbers; what is absent is None; bytes that are numbers
-are little-endian.
+name and holds the same value. Enumerations hold the contract's numbers; an absent field is None; numbers in
+bytes are little-endian.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ChipsState(SavedIoapic):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S390State:
-    """What is an s390 VM's: S390Snapshot."""
+    """The part that only an s390 VM has: S390Snapshot."""
 
     can_create_irqchip: bool = False
     irqchip: bool = False

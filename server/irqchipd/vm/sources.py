@@ -1,4 +1,4 @@
-"""Line sources: what drives lines."""
+"""Line sources, which drive lines."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from irqchipd.vm.errors import VmError
 from irqchipd.vm.events import Listener
 from irqchipd.vm.routing import MAX_GSIS
 
-# Line sources that no Session has. KVM: kvm_host.h KVM_USERSPACE_IRQ_SOURCE_ID and its like.
+# Line sources without a Session. KVM: kvm_host.h KVM_USERSPACE_IRQ_SOURCE_ID and its like.
 SHARED: Final = 0
 PIT: Final = 62
 RESAMPLERS: Final = 63
 
 MAX_CLIENT_NAME: Final = 64  # printable characters
 
-# What the sources of a VM's Sessions may hold, open ones and those that a restored VM keeps: how many there are, and
-# bytes. A byte of this is at least one of a snapshot's, so that a snapshot of the largest VM fits into a message, and
-# RestoreVm takes whatever SaveVm gives: tests/service/test_snapshot_messages.py.
+# The most sources of a VM's Sessions, open ones and those that a restored VM keeps, and the most bytes that they hold.
+# A byte counted here is at least a byte of a snapshot. So a snapshot of the largest VM fits into a message, and
+# RestoreVm accepts whatever SaveVm returns: tests/service/test_snapshot_messages.py.
 MAX_SOURCES: Final = 4096
 SOURCES_BYTES: Final = 480 << 10
-_SOURCE_BYTES: Final = 64  # per source, beside its name
+_SOURCE_BYTES: Final = 64  # per source, besides its name
 _RESAMPLED_BYTES: Final = 32  # per GSI that a source resamples
 _REACH_STEP: Final = 256  # lines
 
@@ -59,11 +59,11 @@ class LineSource:
         self.client = client
         self.on_deleted = on_deleted
         self.listener = listener
-        # The number of sources that the VM has opened, this among them: the order in lists.
+        # The number of sources that the VM had opened, including this one: the order in lists.
         self.serial = 0
-        # The lines that the source drives high, one bit each. A line's number is an architecture's to say: a GSI.
+        # The lines that the source drives high, one bit each. An architecture defines a line's number: a GSI, say.
         self.asserted = 0
-        # The first line that the source is not charged for yet, and its charge of SOURCES_BYTES: see SourcesBytes.
+        # The first line that the source is not charged for yet, and the source's charge: see SourcesBytes.
         self.reach = MAX_GSIS
         self.bytes = 0
         # The GSIs that the source resamples, and their acknowledgements while it had no Session.
@@ -84,7 +84,7 @@ def numbers_of(bits: int) -> list[int]:
 
 
 def bits_of(numbers: Iterable[int], most: int = MAX_GSIS) -> int:
-    """The bitmap of some numbers, each less than a most."""
+    """The bitmap of some numbers, each less than most."""
     digits = bytearray(b"0" * most)
     for number in numbers:
         digits[~number] = ord("1")
@@ -92,7 +92,7 @@ def bits_of(numbers: Iterable[int], most: int = MAX_GSIS) -> int:
 
 
 def reach_for(highest: int, lines: int = MAX_GSIS) -> int:
-    """The reach that includes a line, or none for -1. A reach grows in steps, so that few lines are charged for."""
+    """The reach that includes a line, 0 for -1. A reach grows in steps, so that a source with few lines pays little."""
     return min((highest // _REACH_STEP + 1) * _REACH_STEP, lines)
 
 
@@ -110,7 +110,7 @@ class SourcesBytes:
         self._total = 0
 
     def charge(self, source: LineSource, reach: int, resampled: int) -> None:
-        """A source is new, or grows: ENOSPC, and nothing changes, where the VM's sources would hold too much."""
+        """Charge a source that is new or grows: ENOSPC, without a change, if the VM's sources would hold too much."""
         total = self._total - source.bytes + (size := bytes_of(source.client, reach, resampled))
         if total > SOURCES_BYTES:
             raise VmError(

@@ -1,4 +1,4 @@
-"""What the operations of a VM have in common: time, turns and checks."""
+"""The common part of a VM's operations: time, turns and checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN: Final = 8  # vCPU ids in a message
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """The time of a virtual clock, how much was left to go, and when the next timer is due; nanoseconds."""
+    """The time of a virtual clock, the time left to advance, and when the next timer is due; nanoseconds."""
 
     now: int
     remaining: int
@@ -41,7 +41,7 @@ def finish(work: Generator[Any, None, _T]) -> _T:
 
 
 class Turns:
-    """What a VM's operations stand on: the agenda, the board and the vCPUs."""
+    """The base of a VM's operations: the agenda, the board and the vCPUs."""
 
     def __init__(self, agenda: Agenda, board: Board) -> None:
         self.name = agenda.name
@@ -53,22 +53,20 @@ class Turns:
     # Time.
 
     def advance(self, nanoseconds: int) -> Advance:
-        """Move a virtual clock, and do what comes due in order; EINVAL for a real one.
+        """Move a virtual clock, and ring alarms in order; EINVAL for a real clock.
 
         The clock stops short after MAX_EXPIRATIONS.
         """
         return finish(self.advancing(nanoseconds))
 
     def advancing(self, nanoseconds: int) -> Generator[Backlog | None, None, Advance]:
-        """As advance, in turns of TURN_WORK. Between two turns others go on, and the caller waits for a backlog."""
+        """As advance, in turns of TURN_WORK. Between turns other operations run, and the caller waits for a backlog."""
         expirations = MAX_EXPIRATIONS
         while True:
             with self._turn:
                 agenda, clock = self.agenda, self.agenda.clock
                 if not isinstance(clock, VirtualClock):
-                    raise invalid(
-                        f"the clock of VM {self.name!r} is real; only one that was made virtual can be advanced"
-                    )
+                    raise invalid(f"the clock of VM {self.name!r} is real; only a virtual clock can be advanced")
                 if not 0 <= nanoseconds <= MAX_TIME - clock.time:
                     raise invalid(f"{nanoseconds} ns after {clock.time} ns is beyond a clock's end, 2^62 ns")
                 end = clock.time + nanoseconds
@@ -89,12 +87,12 @@ class Turns:
     # Checks.
 
     def check_alive(self) -> None:
-        """Refuse whatever a dead VM refuses: EIO."""
+        """Refuse an operation on a dead VM: EIO."""
         with self._turn:
             self._check_alive()
 
     def _check_alive(self) -> None:
-        """A VM that is dead, as the kernel's word is, can do nothing but be described and deleted."""
+        """A dead VM (the kernel's word) can only be described and deleted."""
 
     def _cpu(self, vcpu: int) -> Vcpu:
         cpu = self._cpus.get(vcpu)

@@ -1,4 +1,4 @@
-"""What a vCPU can be, of every architecture: run states, and what ends a halt. Plain values."""
+"""The states of a vCPU of any architecture: run states, and what ends a halt. Plain values."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class MpState(IntEnum):
     SUSPENDED = 10
 
 
-# A snapshot's run states are the contract's numbers: KVM's, and one more.
+# A snapshot's run states are the contract's numbers: KVM's plus one.
 MP_STATE_OFFSET: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What an x86 vCPU takes beside interrupts: an NMI, SMI, INIT, or a start-up, whose page is the vector.
+    """What an x86 vCPU takes besides interrupts: an NMI, SMI, INIT, or a start-up, whose page is the vector.
 
     A HLT can also take a remote read, by which KVM's guests wake each other.
     """
@@ -42,5 +42,5 @@ class Signal:
 
 # A vector, and which controller gave it: an index of CONTROLLERS in edge/convert.py. x86: whether it is the PIC.
 Taken = tuple[int, int]
-# How a halt ends: what was taken; None after its timeout; an error where the VM was deleted.
+# How a halt ends: what the vCPU took; None after the timeout; an error where the VM was deleted.
 Outcome = Taken | Signal | VmError | None

@@ -1,4 +1,4 @@
-"""What a vCPU of every architecture does beside its accesses: its halts, and who listens to it."""
+"""The operations of a vCPU of any architecture besides its accesses: its halts, and its listeners."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Vcpus(Lines):
     ) -> Halt:
         """HLT: done is called once, from any thread and maybe before this returns, with what the vCPU takes.
 
-        Or with None after timeout_ns of the host's time, or with an error when the VM is deleted. ENXIO where the vCPU
-        has no interrupt controller, EBUSY while it halts.
+        done gets None after timeout_ns of the host's time, or an error when the VM is deleted. ENXIO where the vCPU has
+        no interrupt controller, EBUSY while it halts.
         """
         with self._turn:
             cpu = self._cpu(vcpu)
@@ -45,7 +45,7 @@ class Vcpus(Lines):
     def abandon(self, halt: Halt) -> bool:
         """Cancel a HLT that its caller has given up, without a call of done; or take back what an ended HLT took.
 
-        Whether the HLT was cancelled.
+        Returns whether the HLT was cancelled.
         """
         with suppress(VmError), self._turn:
             outcome, halt.outcome = halt.outcome, None
@@ -57,9 +57,9 @@ class Vcpus(Lines):
         return False
 
     def subscribe(self, vcpus: Sequence[int], listener: Listener, gsis: Sequence[int] = ()) -> None:
-        """Notify a listener, from any thread, of what happens to some vCPUs, and at once where one has an interrupt.
+        """Notify a listener, from any thread, of events of some vCPUs, and at once of interrupts that are pending.
 
-        And of acknowledgements and masks of some GSIs. A vCPU may be created later.
+        Also notify it of acknowledgements and masks of some GSIs. A vCPU may be created later.
         """
         with self._turn:
             for vcpu in vcpus:

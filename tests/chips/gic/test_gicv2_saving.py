@@ -132,7 +132,7 @@ def held(**changes: Any) -> SavedGicV2:
 
 CONTRADICTIONS: list[tuple[SavedGicV2, str]] = [
     (replace(saved_of(Board(CPUS)), revision=1), "revision"),
-    (replace(saved_of(Board(CPUS)), cpus=()), "has 0 CPUs, and the VM 2"),
+    (replace(saved_of(Board(CPUS)), cpus=()), "has 0 CPUs, but the VM 2"),
     (replace(saved_of(Board(CPUS)), spis=saved_of(Board(CPUS)).spis[1:]), "multiple of 32"),
     (with_private(20, group=2), "group"),
     (with_private(20, priority=0x44), "priority"),
@@ -152,8 +152,8 @@ CONTRADICTIONS: list[tuple[SavedGicV2, str]] = [
     (with_private(9, active_source=8), "active source"),
     (with_spi(hardware=True), "mapped to an interrupt"),
     (with_spi(targets=4, target=2), "target"),
-    (with_spi(targets=2), "another target"),
-    (with_spi(target=None), "another target"),
+    (with_spi(targets=2), "target differs"),
+    (with_spi(target=None), "target differs"),
     (with_cpu(private=()), "private interrupts"),
     (with_cpu(ap_list=(64,)), "ap_list"),
     (with_cpu(ap_list=(40, 40)), "queued twice"),

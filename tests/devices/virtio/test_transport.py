@@ -361,7 +361,7 @@ def test_without_notes_the_next_process_says_that_it_needs_a_reset(machine: Mach
     driver.notify(always=True)
     assert driver.status == Status.DEVICE_NEEDS_RESET
     assert driver.acknowledge() == Interrupt.CONFIGURATION
-    assert "its state was lost" in machine.device.broken
+    assert "whose state was lost" in machine.device.broken
     driver.start(at=RINGS)
     assert read_sector(machine, 4) == bytes([4]) * 512
 

@@ -244,7 +244,7 @@ def refusals(gic: int) -> list[tuple[str, dict[str, Any]]]:
         ("list registers", {"list_registers": 17}),
         ("devices", {"devices": (saved.devices[0],) * 2}),
         ("a device of type 6", {"devices": (6,)}),
-        ("SPIs, and not 64", {"interrupts": 96}),
+        ("SPIs, not 64", {"interrupts": 96}),
         ("ready", {"initialised": False}),
         ("dead", {"dead": True}),
         ("timer_interrupts", {"timer_interrupts": (27, 30, 28)}),
@@ -276,8 +276,8 @@ def test_contradictions_are_refused(gic: int) -> None:
         ("irqchip_mode", {"irqchip_mode": IRQCHIP_NONE}),
         ("x86", {"tsc_khz": 1}),
         ("line 31", {"asserted_gsis": (31,)}),
-        ("of vCPU 9", {"asserted_gsis": (1024 + 32 * 9 + 20,)}),
-        ("neither a PPI's", {"asserted_gsis": (1024 + 5,)}),
+        ("to vCPU 9", {"asserted_gsis": (1024 + 32 * 9 + 20,)}),
+        ("neither a PPI", {"asserted_gsis": (1024 + 5,)}),
         ("a GSI is", {"asserted_gsis": (1024 + 32 * 512,)}),
     ):
         with refused("EINVAL", hint):
@@ -293,11 +293,11 @@ def test_places_that_no_redistributor_has_are_refused() -> None:
     assert isinstance(place, PlaceState)
     for hint, other in (
         ("is absent", replace(place, region=1)),
-        ("not given away", replace(place, index=2, base=place.base + FRAME)),
+        ("not in use", replace(place, index=2, base=place.base + FRAME)),
         ("the address", replace(place, base=place.base + FRAME)),
-        ("two vCPUs'", first.place),
+        ("two vCPUs have", first.place),
         ("has no redistributor", None),
-        ("a part of", replace(place, region=None, base=GICD)),
+        ("overlap at", replace(place, region=None, base=GICD)),
         ("a redistributor's address", replace(place, region=None, base=1 << 40)),
     ):
         with refused("EINVAL", hint):

@@ -357,7 +357,7 @@ class VirtioDevice(Device):
         elif not self.status & (Status.DRIVER_OK | NOT_LIVE):
             # 3.1.1: a driver notifies only after DRIVER_OK. So the driver has set up an earlier process of this device,
             # and the state of that process was not kept.
-            self.needs_reset("a driver notifies it that has not set it up: its state was lost")
+            self.needs_reset("its driver has set up an earlier process, whose state was lost")
 
     def _use_all(self) -> None:
         for number in range(len(self.queues)):

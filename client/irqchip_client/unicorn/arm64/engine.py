@@ -71,7 +71,7 @@ class Vector(Enum):
 
 
 class Exit(Enum):
-    """Why the emulator has stopped, if the guest has asked for it."""
+    """The reason for a stop that the guest has asked for."""
 
     WFI = auto()
     HVC = auto()
@@ -242,7 +242,7 @@ class Engine:
         self.enter(Vector.SYNCHRONOUS, UNDEFINED)
 
     def enter(self, vector: Vector, syndrome: int | None = None, address: int | None = None) -> None:
-        """Takes an exception to EL1: D1.3.2. PC is where the guest goes on after it."""
+        """Takes an exception to EL1: D1.3.2. The guest goes on at PC after it."""
         pstate = self._pstate.read()
         if pstate & AARCH32:
             raise Unsupported("an exception from AArch32")

@@ -53,7 +53,7 @@ class Power(Protocol):
 
 
 class Next(Enum):
-    """What the vCPU does after a call."""
+    """The vCPU's action after a call."""
 
     GO_ON = auto()
     SLEEP = auto()  # until an interrupt

@@ -1,4 +1,4 @@
-"""Why an exception has occurred. Unicorn keeps the syndrome and the address, and has no registers for them.
+"""The syndrome and the address of an exception. Unicorn keeps them, and has no registers for them.
 
 A Unicorn context is a copy of the processor's state, and its layout is private. So find_layout() lets an SVC execute,
 once a process, and looks for the SVC's syndrome. It raises ImportError unless it finds exactly one place.

@@ -54,7 +54,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment register, with what the processor keeps of its descriptor. access is its second doubleword."""
+    """A segment register, with the cached part of its descriptor. access is the descriptor's second doubleword."""
 
     selector: int
     base: int

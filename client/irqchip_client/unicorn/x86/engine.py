@@ -375,7 +375,7 @@ class Engine:
 
 @cache
 def cpuid(model: int, leaf: int) -> Cpuid:
-    """A leaf of a model's CPUID, as Unicorn has it. The subleaf is 0."""
+    """A leaf of CPUID of a model of Unicorn's. The subleaf is 0."""
     uc = UcIntel(UC_ARCH_X86, UC_MODE_64, model)
     uc.mem_map(0, PAGE)
     uc.mem_write(0, bytes.fromhex("0fa2"))  # cpuid

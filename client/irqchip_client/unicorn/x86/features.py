@@ -8,7 +8,7 @@ IA32_TSC, IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_MSRS = 0x10, 0x1B, 0x6E0, ra
 X2APIC_ICR = 0x830
 APIC_ENABLED, BOOT_CPU = 1 << 11, 1 << 8  # of IA32_APIC_BASE
 
-PHYSICAL_BITS = 40  # As leaf 80000008h says
+PHYSICAL_BITS = 40  # As in leaf 80000008h
 
 # MSRs that Unicorn has. Any other reads 0 and takes any value; a processor would raise #GP.
 _EMULATED = frozenset(

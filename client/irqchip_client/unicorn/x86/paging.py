@@ -54,7 +54,7 @@ class Paging:
     def _walk(
         self, tables: Tables, linear: int, error: int, table: int, shifts: tuple[int, ...], bits: int, size: int
     ) -> int:
-        """The physical address. `error` says what accesses, as in a page fault's error code."""
+        """The physical address. `error` describes the access, as in a page fault's error code."""
         write, user = error & ERROR_WRITE, error & ERROR_USER
         allowed = WRITABLE | USER
         for shift in shifts:

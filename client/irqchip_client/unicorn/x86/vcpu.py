@@ -42,7 +42,7 @@ class UnicornVcpu(Bus, X86Adapter):
     local   devices of this process, which get accesses before the daemon; called in the thread of run()
     exits   counts the guest's accesses, halts and the like; None: no counting
 
-    vCPU 0 begins as after RESET, unless start() says otherwise; the others wait for INIT and SIPI. It has a Session for
+    vCPU 0 begins as after RESET, unless start() was called; the others wait for INIT and SIPI. It has a Session for
     its operations, and another for its events. Close it before the memory, or use it in a with statement.
     """
 
@@ -52,7 +52,7 @@ class UnicornVcpu(Bus, X86Adapter):
         if memory.start or memory.end > RAM_END:
             raise InvalidArgument(
                 errno.EINVAL,
-                f"a PC's RAM is from 0 to at most {RAM_END:#x}, where the IOAPIC is, not from {memory.start:#x} to "
+                f"a PC's RAM is from 0 to at most {RAM_END:#x}, below the IOAPIC, not from {memory.start:#x} to "
                 f"{memory.end:#x}",
             )
         with ExitStack() as made:

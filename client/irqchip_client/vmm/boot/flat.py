@@ -13,7 +13,7 @@ from .room import Room
 from .segments import Segment, bad_image
 
 BOOT_SECTOR: Final = 0x7C00  # the address of a PC's boot sector
-FIRST_DISK: Final = 0x80  # what a BIOS passes in DL
+FIRST_DISK: Final = 0x80  # a BIOS passes it in DL
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def _find_header(image: bytes) -> int | None:
 
 
 def _by_addresses(image: bytes, header: int) -> MultibootImage:
-    """3.1.3: the header says where the image goes."""
+    """3.1.3: the header has the image's addresses."""
     try:
         at, start, end, bss_end, entry = struct.unpack_from("<5I", image, header + 12)
     except struct.error:

@@ -24,7 +24,7 @@ ENHANCED_KEYBOARD = 1 << 4  # a keyboard of 101 keys
 
 VECTORS: Final = 256
 CALLS: Final = range(0x10, 0x1B)  # from video to the time of day
-# 16-bit code: IRET; and behind it, for a call, carry is set in the flags on the stack, and AH says "not supported".
+# 16-bit code: IRET; and behind it, for a call, carry is set in the flags on the stack, and AH has "not supported".
 IGNORE = bytes.fromhex("cf")
 NOT_SUPPORTED = bytes.fromhex(
     "55"  # push bp

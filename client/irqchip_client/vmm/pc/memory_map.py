@@ -1,4 +1,4 @@
-"""A PC's memory map: the one source of every map that a kernel is given, and of where firmware's tables lie."""
+"""A PC's memory map: the one source of every map that a kernel is given, and of the places of firmware's tables."""
 
 from __future__ import annotations
 

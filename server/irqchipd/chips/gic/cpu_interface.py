@@ -1,7 +1,7 @@
-"""What the virtual CPU interfaces of a GICv2 and a GICv3 share: they work on list registers, as hardware does.
+"""The common part of the virtual CPU interfaces of a GICv2 and a GICv3: both work on list registers, as hardware does.
 
-Where the architecture leaves a choice, QEMU's is taken (hw/intc/arm_gic.c, arm_gicv3_cpuif.c): the answers that this
-project compares itself with come from KVM on QEMU's CPU interfaces.
+Where the architecture leaves a choice, this code follows QEMU (hw/intc/arm_gic.c, arm_gicv3_cpuif.c): the recorded
+answers of the kernel come from KVM on QEMU's CPU interfaces.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Final, Protocol
 
 from irqchipd.chips.gic.list_register import CpuInterfaceState, ListRegister
 
-SPURIOUS: Final = 1023  # what an acknowledgement answers if there is nothing to acknowledge
-SPECIAL: Final = 1020  # INTIDs from here to 1023 are no interrupts
+SPURIOUS: Final = 1023  # the answer to an acknowledgement without a pending interrupt
+SPECIAL: Final = 1020  # INTIDs from here to 1023 are not interrupts
 
 
 class CpuInterfaceWires(Protocol):
-    """What a virtual CPU interface asks of its surroundings."""
+    """The calls of a virtual CPU interface to its surroundings."""
 
     def deactivate(self, physical: int) -> None:
-        """The guest deactivated an interrupt whose list register has HW: its physical interrupt ends with it."""
+        """The guest deactivated an interrupt whose list register has HW: end the physical interrupt, too."""
 
 
 class CpuInterface:
@@ -29,7 +29,7 @@ class CpuInterface:
         self.wires = wires
 
     def load(self) -> None:
-        """The kernel loads the state into hardware before a vCPU runs: fields get values that hardware can hold."""
+        """Before a vCPU runs: load the state into hardware, which limits fields to what hardware can hold."""
         raise NotImplementedError
 
     def outputs(self) -> tuple[bool, bool]:
@@ -44,7 +44,7 @@ class CpuInterface:
         return None
 
     def deactivate(self, register: ListRegister) -> None:
-        """End an active interrupt, and the physical one that belongs to it."""
+        """End an active interrupt, and its physical interrupt."""
         if register.hardware and register.physical < SPECIAL:
             self.wires.deactivate(register.physical)
         register.active = False

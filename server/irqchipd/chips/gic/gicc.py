@@ -8,13 +8,13 @@ from irqchipd.chips.gic.cpu_interface import SPECIAL, SPURIOUS, CpuInterface
 from irqchipd.chips.gic.list_register import IDLE_PRIORITY, ListRegister
 
 FRAME_SIZE: Final = 0x2000
-HIDDEN: Final = 1022  # the pending interrupt is of group 1, and AckCtl is clear
+HIDDEN: Final = 1022  # the pending interrupt is in group 1, and AckCtl is clear
 
-# GICH_LR and GICH_VMCR have five bits of priority, so a binary point below 2 would say nothing more.
+# GICH_LR and GICH_VMCR have five bits of priority, so a binary point below 2 would have no further effect.
 PRIORITY_MASK: Final = 0xF8
 MIN_BPR: Final = 2
 MIN_ABPR: Final = 3
-# What a guest's own write is raised to. Loading GICH_VMCR raises the field to MIN_ABPR the next time the vCPU runs.
+# The minimum for a guest's own write. Loading GICH_VMCR raises the field to MIN_ABPR the next time the vCPU runs.
 MIN_WRITTEN_ABPR: Final = 1
 
 
@@ -49,7 +49,7 @@ IIDR: Final = 0x0002043B  # architecture version 2, implementer Arm
 
 
 class GiccFrame(CpuInterface):
-    """The frame; QEMU: arm_gic.c gic_cpu_read, gic_cpu_write of a vCPU. GICC_AIAR, AEOIR and AHPPIR are not there."""
+    """The frame; QEMU: arm_gic.c gic_cpu_read, gic_cpu_write of a vCPU. GICC_AIAR, AEOIR and AHPPIR do not exist."""
 
     def load(self) -> None:
         """QEMU: arm_gic.c gic_vmcr_write."""
@@ -158,7 +158,7 @@ class GiccFrame(CpuInterface):
         return HIDDEN if register.group and not self.state.vmcr.ackctl else register.intid
 
     def _running_priority(self) -> int:
-        """The priority of the active interrupt with the highest priority; above all priorities when there is none."""
+        """The priority of the active interrupt with the highest priority; IDLE_PRIORITY if none is active."""
         active = self.state.ap0r[0]
         return ((active & -active).bit_length() - 1) << MIN_BPR + 1 if active else IDLE_PRIORITY + 1
 

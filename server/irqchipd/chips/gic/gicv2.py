@@ -1,4 +1,4 @@
-"""A GICv2 as Linux KVM has it: the distributor's registers, and what user space reaches of it.
+"""A GICv2 as Linux KVM has it: the distributor's registers, and user space's access to them.
 
 Arm IHI 0048B, 4.3: GICD at offsets of a 4 KiB frame. KVM v6.12: vgic-mmio-v2.c. The CPU interfaces (GICC) are hardware
 that works on the list registers: gicc.py.
@@ -65,22 +65,22 @@ PMR_SHIFT: Final = 3  # user space sees the five bits of GICH_VMCR.VMPriMask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedGicV2(SavedGic):
-    """A GICv2 as a snapshot holds it."""
+    """A GICv2 in a snapshot."""
 
     revision: int
     groups_writable: bool
 
     def check(self, cpus: int, list_registers: int) -> None:
-        """Refuse what no GICv2 with this many CPUs can be."""
+        """Refuse a state that no GICv2 with this many CPUs can have."""
         self.check_heart(2, cpus, list_registers)
-        check(self.revision in REVISIONS, f"the revision is {self.revision}; {REVISIONS[0]} and {REVISIONS[1]} are")
+        check(self.revision in REVISIONS, f"revision {self.revision}; use {REVISIONS[0]} or {REVISIONS[1]}")
         for interrupt in self.spis:
-            check(not interrupt.targets >> cpus, "an SPI is for a CPU that does not exist")
+            check(not interrupt.targets >> cpus, "an SPI has a target CPU that does not exist")
             target = _lowest(interrupt.targets) if cpus else None
-            check(interrupt.target == target, "an SPI has another target than it says")
+            check(interrupt.target == target, "an SPI's target differs from its targets")
         for index, cpu in enumerate(self.cpus):
             check(all(i.targets == 1 << index for i in cpu.private), "a private interrupt has another CPU as a target")
-            check(not cpu.pmr & ~PRIORITY_MASK, f"pmr is {cpu.pmr}; a multiple of 8 is allowed")
+            check(not cpu.pmr & ~PRIORITY_MASK, f"pmr is {cpu.pmr}; use a multiple of 8")
             check(not any((*cpu.ap0r[1:], *cpu.ap1r)), "a GICv2's CPU has more than one active priorities register")
         for interrupt in (*self.spis, *(i for cpu in self.cpus for i in cpu.private)):
             check(not interrupt.affinity, "a GICv2's interrupt has an affinity")
@@ -92,10 +92,10 @@ class GicV2(Vgic):
     def __init__(self, wires: GicWires, list_registers: int = LIST_REGISTERS) -> None:
         super().__init__(2, wires, list_registers)
         self.revision = REVISIONS[-1]
-        # GICD_IIDR was written by user space, which then may write the groups.
+        # Whether user space has written GICD_IIDR, and may therefore write the groups.
         self.groups_writable = False
         self.distributor: Final = Registers(self, self._distributor_regions())
-        # What user space reaches of the CPU interfaces. The guest reaches frames instead.
+        # User space's registers of the CPU interfaces. The guest accesses frames instead.
         self.cpu_registers: Final = Registers(self, self._cpu_regions())
         # By a CPU's index.
         self.frames: Final[list[GiccFrame]] = []
@@ -111,7 +111,7 @@ class GicV2(Vgic):
         return {**save_gic(self), "revision": self.revision, "groups_writable": self.groups_writable}
 
     def resume(self, saved: SavedGicV2) -> None:
-        """Go on from a snapshot, which has been checked; the GIC has its CPUs already. Nothing is delivered."""
+        """Resume from a checked snapshot; the GIC has its CPUs already. Nothing is delivered."""
         self.revision, self.groups_writable = saved.revision, saved.groups_writable
         resume_gic(self, saved)
 
@@ -169,7 +169,7 @@ class GicV2(Vgic):
         return IIDR | self.revision << REVISION_SHIFT
 
     def _write_control(self, _cpu: GicCpu, offset: int, _size: int, value: int) -> None:
-        """CTLR. KVM: vgic_mmio_write_v2_misc. Enabling queues nothing of what is pending already."""
+        """CTLR. KVM: vgic_mmio_write_v2_misc. Enabling does not queue interrupts that are pending already."""
         if offset == Gicd.CTLR:
             was_enabled = self.enabled
             self.enabled = value & ENABLE != 0
@@ -190,7 +190,7 @@ class GicV2(Vgic):
         self.groups_writable = True
 
     def _user_write_group(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
-        """IGROUPR, which user space of before the groups must not write. KVM: vgic_mmio_uaccess_write_v2_group."""
+        """IGROUPR. User space from before the groups must not write it. KVM: vgic_mmio_uaccess_write_v2_group."""
         if self.groups_writable:
             InterruptRegisters(self).write_group(cpu, first, count, value)
 
@@ -253,7 +253,7 @@ class GicV2(Vgic):
                 self.queue(interrupt)
 
     def _read_cpu(self, cpu: GicCpu, offset: int, _size: int) -> int:
-        """What user space sees of a CPU interface. KVM: vgic_mmio_read_vcpuif, vgic_mmio_read_apr."""
+        """User space's read of a CPU interface. KVM: vgic_mmio_read_vcpuif, vgic_mmio_read_apr."""
         vmcr = cpu.interface.vmcr
         if offset == Gicc.CTLR:
             return self.frames[cpu.index].control()

@@ -1,4 +1,4 @@
-"""The GICv3 of an arm64 VM: distributor, SGIs by affinity, and what user space reads and writes. Arm IHI 0069.
+"""The GICv3 of an arm64 VM: distributor, SGIs by affinity, and user space's accesses. Arm IHI 0069.
 
 KVM: vgic-mmio-v3.c. Affinity routing is always on, and there is one security state. The redistributors are in
 redistributor.py, the CPU interfaces in icc.py.
@@ -45,7 +45,7 @@ IDENTITY: Final = 0x4B00043B  # GICD_IIDR: product K for KVM, implementer Arm
 REVISION_SHIFT: Final = 12
 REVISION_MASK: Final = 0xF << REVISION_SHIFT
 REVISIONS: Final = (2, 3)  # KVM_VGIC_IMP_REV_2, _3
-ROUTED: Final = 0xFFFFFF  # what GICD_IROUTER keeps: Aff2, Aff1, Aff0
+ROUTED: Final = 0xFFFFFF  # the bits that GICD_IROUTER keeps: Aff2, Aff1, Aff0
 AFFINITY: Final = 0xFF << 32 | ROUTED
 
 # System registers whose writes exit to the hypervisor.
@@ -54,7 +54,7 @@ SGI_OTHERS: Final = 1 << 40  # ICC_SGI1R_EL1.IRM: all CPUs but the one that writ
 
 
 class GicV3Wires(GicWires, Protocol):
-    """What a GICv3 reports to its VM, and asks of it."""
+    """The calls of a GICv3 to its VM."""
 
     def is_last(self, cpu: int) -> bool:
         """Whether a CPU's redistributor is the last of its region: GICR_TYPER.Last."""
@@ -62,7 +62,7 @@ class GicV3Wires(GicWires, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedRedistributor:
-    """What a GICv3 keeps of a vCPU besides SavedGicCpu: the fields of Redistributor, and what ICC_CTLR_EL1 says."""
+    """A GICv3's state of a vCPU besides SavedGicCpu: the fields of Redistributor, and two of ICC_CTLR_EL1."""
 
     affinity: int
     lpis_enabled: bool
@@ -71,7 +71,7 @@ class SavedRedistributor:
     id_bits: int
 
     def check(self, has_its: bool, priority_bits: int) -> None:
-        """Refuse what no vCPU with this many priority bits can have."""
+        """Refuse a state that no vCPU with this many priority bits can have."""
         check(not self.affinity & ~AFFINITY, f"the affinity of a CPU is {self.affinity:#x}")
         check(has_its or not self.lpis_enabled, "LPIs are enabled without an interrupt translation service")
         check(self.pendbaser == allowed_table(self.pendbaser, PENDBASER_BITS), f"pendbaser {self.pendbaser:#x}")
@@ -81,7 +81,7 @@ class SavedRedistributor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedGicV3(SavedGic):
-    """A GICv3 as a snapshot holds it."""
+    """A GICv3 in a snapshot."""
 
     revision: int
     has_its: bool
@@ -90,16 +90,16 @@ class SavedGicV3(SavedGic):
     redistributors: tuple[SavedRedistributor, ...]
 
     def check(self, cpus: int, list_registers: int, priority_bits: int) -> None:
-        """Refuse what no GICv3 with this many CPUs can be."""
+        """Refuse a state that no GICv3 with this many CPUs can have."""
         self.check_heart(3, cpus, list_registers)
-        check(self.revision in REVISIONS, f"the revision is {self.revision}; {REVISIONS[0]} and {REVISIONS[1]} are")
+        check(self.revision in REVISIONS, f"revision {self.revision}; use {REVISIONS[0]} or {REVISIONS[1]}")
         propbasers = (0, allowed_table(self.propbaser, PROPBASER_BITS))
         check(self.propbaser in propbasers, f"propbaser {self.propbaser:#x}")
         in_range(self.zero_affinity, 0, cpus - 1, "zero_affinity")
-        check(len(self.redistributors) == cpus, f"the redistributors are not {cpus}")
+        check(len(self.redistributors) == cpus, f"{len(self.redistributors)} redistributors for {cpus} CPUs")
         for redistributor in self.redistributors:
             redistributor.check(self.has_its, priority_bits)
-        # An SPI keeps its target when the affinities of CPUs change, so no affinity contradicts a target.
+        # An SPI keeps its target when affinities of CPUs change, so any affinity can go with any target.
         for interrupt in self.spis:
             check(not interrupt.affinity & ~ROUTED, "an SPI has an affinity of more than three levels")
         used = active_priority_registers(priority_bits)
@@ -119,12 +119,12 @@ class GicV3(Vgic):
     ) -> None:
         super().__init__(3, wires, list_registers)
         self._priority_bits: Final = priority_bits
-        # The CPU that affinity 0 means, of several that had no affinity yet when one first ran.
+        # The CPU with affinity 0, of several that had no affinity yet when a CPU first ran.
         self.zero_affinity: int | None = None
         self._interrupt_registers: Final = InterruptRegisters(self)
         self.distributor: Final = Registers(self, self._regions(self._interrupt_registers))
         self.redistributors: Final = Redistributors(self, wires)
-        # By a CPU's index: what the guest's ICC_ registers reach, and what user space reaches of them.
+        # By a CPU's index: the guest's ICC_ registers, and user space's.
         self.interfaces: Final[list[IccRegisters]] = []
         self.system_registers: Final[list[SystemRegisters]] = []
 
@@ -278,7 +278,7 @@ class GicV3(Vgic):
         return IDENTITY | self.redistributors.revision << REVISION_SHIFT if offset == IIDR else 0
 
     def _write_control(self, _cpu: GicCpu, offset: int, _size: int, value: int) -> None:
-        """CTLR. KVM: vgic_mmio_write_v3_misc. Enabling queues nothing of what is pending already."""
+        """CTLR. KVM: vgic_mmio_write_v3_misc. Enabling does not queue interrupts that are pending already."""
         if offset == CTLR:
             was_enabled = self.enabled
             self.enabled = value & CTLR_ENABLE != 0
@@ -296,7 +296,7 @@ class GicV3(Vgic):
                 raise AccessRefused(EINVAL, f"GICD_IIDR cannot be {value:#x}; {allowed} is allowed")
             self.redistributors.revision = revision
         elif offset == TYPER2 and value:
-            raise AccessRefused(EINVAL, f"GICD_TYPER2 cannot be {value:#x}; 0 is allowed")
+            raise AccessRefused(EINVAL, f"GICD_TYPER2 cannot be {value:#x}; use 0")
 
     def _read_router(self, cpu: GicCpu, offset: int, _size: int) -> int:
         """IROUTER. KVM: vgic_mmio_read_irouter. The upper word, with Aff3, is read-as-zero, write-ignored."""
@@ -304,7 +304,7 @@ class GicV3(Vgic):
         return 0 if offset & 4 or intid < PRIVATE else self.interrupt(cpu, intid).affinity
 
     def _write_router(self, cpu: GicCpu, offset: int, _size: int, value: int) -> None:
-        """IROUTER. KVM: vgic_mmio_write_irouter. An interrupt for an affinity that no CPU has goes nowhere."""
+        """IROUTER. KVM: vgic_mmio_write_irouter. An interrupt for an affinity without a CPU goes nowhere."""
         intid = offset - IROUTER >> 3
         if offset & 4 or intid < PRIVATE:
             return
@@ -316,7 +316,7 @@ class GicV3(Vgic):
 
 def _check_first_line(first: int) -> None:
     if first % LINES_PER_WORD:
-        raise AccessRefused(EINVAL, f"interrupt {first} does not begin a word of lines; use a multiple of 32")
+        raise AccessRefused(EINVAL, f"interrupt {first} is not the first of a word of lines; use a multiple of 32")
 
 
 def _read_as_one(_cpu: GicCpu, _first: int, _count: int) -> int:
@@ -334,7 +334,7 @@ def _shared(
     bits: int = 1,
     sizes: tuple[int, ...] = (4,),
 ) -> Region:
-    """Registers of which the redistributors have those of SGIs and PPIs.
+    """Registers for SPIs; the redistributors have those of SGIs and PPIs.
 
     KVM: REGISTER_DESC_WITH_BITS_PER_IRQ_SHARED.
     """

@@ -1,6 +1,6 @@
 """The CPU interface of a GICv3 as a guest's ICC_ system registers reach it: ICV_ registers. Arm IHI 0069, 12.3.
 
-The registers that generate SGIs are not here: writing them traps to the hypervisor, and reading them is undefined.
+The registers that generate SGIs are elsewhere: writing them traps to the hypervisor, and reading them is undefined.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ SYSTEM_REGISTERS_ONLY: Final = 7  # ICC_SRE_EL1: system registers are enabled, a
 
 
 def active_priority_registers(priority_bits: int) -> int:
-    """How many ICV_AP0R<n> there are: 1 with five priority bits, 2 with six, 4 with seven."""
+    """The number of ICV_AP0R<n>: 1 with five priority bits, 2 with six, 4 with seven."""
     return min(1 << priority_bits - 5, ACTIVE_PRIORITY_REGISTERS)
 
 
 class IccRegisters(CpuInterface):
-    """The registers; QEMU: arm_gicv3_cpuif.c icv_*. What it does not have is undefined to the guest."""
+    """The registers; QEMU: arm_gicv3_cpuif.c icv_*. Other registers are undefined for the guest."""
 
     def __init__(self, state: CpuInterfaceState, wires: CpuInterfaceWires, priority_bits: int = PRIORITY_BITS) -> None:
         super().__init__(state, wires)
@@ -81,7 +81,7 @@ class IccRegisters(CpuInterface):
         self.active_priority_registers = active_priority_registers(priority_bits)
 
     def load(self) -> None:
-        """QEMU: arm_gicv3_cpuif.c ich_vmcr_write. The priority mask keeps the bits that user space gave it."""
+        """QEMU: arm_gicv3_cpuif.c ich_vmcr_write. The priority mask keeps the bits that user space set."""
         vmcr = self.state.vmcr
         vmcr.bpr = max(vmcr.bpr, self.min_bpr)
         vmcr.abpr = max(vmcr.abpr, self.min_bpr + 1)
@@ -94,7 +94,7 @@ class IccRegisters(CpuInterface):
         return best.group == 1, best.group == 0
 
     def read(self, register: int) -> int | None:
-        """What MRS gives; None if it is undefined."""
+        """The value for MRS; None if the register is undefined."""
         vmcr = self.state.vmcr
         value: int | None = None
         if register == Icc.IAR1 or register == Icc.IAR0:
@@ -123,7 +123,7 @@ class IccRegisters(CpuInterface):
         return value
 
     def write(self, register: int, value: int) -> bool:
-        """What MSR does; whether it is defined."""
+        """MSR. Returns whether the register is defined."""
         vmcr = self.state.vmcr
         defined = True
         if register == Icc.EOIR1 or register == Icc.EOIR0:
@@ -168,7 +168,7 @@ class IccRegisters(CpuInterface):
         return least if value >> 31 else max(value, least) & 7
 
     def _highest_pending(self) -> ListRegister | None:
-        """HighestPriorityVirtualInterrupt(): the first one of those with the highest priority, in an enabled group."""
+        """HighestPriorityVirtualInterrupt(): the first interrupt of the highest priority in an enabled group."""
         vmcr = self.state.vmcr
         best: ListRegister | None = None
         priority = IDLE_PRIORITY
@@ -196,7 +196,7 @@ class IccRegisters(CpuInterface):
         return 0xFF << point + 1 & 0xFF
 
     def _running_priority(self) -> int:
-        """The priority of the highest active one: ICV_RPR_EL1."""
+        """The highest active priority: ICV_RPR_EL1."""
         for index in range(self.active_priority_registers):
             active = self.state.ap0r[index] | self.state.ap1r[index]
             if active:
@@ -222,7 +222,7 @@ class IccRegisters(CpuInterface):
         return register.intid
 
     def _drop_priority(self) -> int:
-        """Drop the highest active priority, group 0's first, and give it; QEMU: arm_gicv3_cpuif.c icv_drop_prio."""
+        """Drop the highest active priority, group 0's first, and return it; QEMU: arm_gicv3_cpuif.c icv_drop_prio."""
         ap0r, ap1r = self.state.ap0r, self.state.ap1r
         for index in range(self.active_priority_registers):
             active0, active1 = ap0r[index], ap1r[index]
@@ -236,7 +236,7 @@ class IccRegisters(CpuInterface):
         return IDLE_PRIORITY
 
     def _end(self, intid: int, group: int) -> None:
-        """ICV_EOIR0_EL1 or ICV_EOIR1_EL1. The priority drops before anything else is looked at."""
+        """ICV_EOIR0_EL1 or ICV_EOIR1_EL1. The priority drops before any check of the interrupt."""
         if SPECIAL <= intid <= SPURIOUS:
             return
         dropped = self._drop_priority()

@@ -1,11 +1,11 @@
-"""One interrupt as the distributor keeps it (KVM: struct vgic_irq, include/kvm/arm_vgic.h)."""
+"""The distributor's state of one interrupt (KVM: struct vgic_irq, include/kvm/arm_vgic.h)."""
 
 from __future__ import annotations
 
 from typing import Final
 
 SGIS: Final = 16  # software-generated interrupts: INTIDs 0 to 15, one set per CPU
-PRIVATE: Final = 32  # SGIs, and the private peripheral interrupts (PPIs) from 16; shared ones (SPIs) are behind them
+PRIVATE: Final = 32  # SGIs, and the private peripheral interrupts (PPIs) from 16; shared ones (SPIs) follow
 NOBODY: Final = -1  # instead of a CPU's index
 NO_OWNER: Final = 0  # instead of the number of a device in the kernel
 
@@ -45,18 +45,18 @@ class Interrupt:
         # Pending by an edge or by a register write.
         self.pending_latch = False
         self.active = False
-        # GICv2's SGIs: the CPUs that wait to interrupt, one bit each; the CPU whose SGI is active.
+        # GICv2's SGIs: the CPUs with a pending SGI, one bit each; the CPU whose SGI is active.
         self.source = 0
         self.active_source = 0
         # GICv2: GICD_ITARGETSR. GICv3: the affinity in GICD_IROUTER.
         self.targets = 0
         self.affinity = 0
-        # The CPU that is to get this interrupt next, and the CPU in whose ap_list this interrupt is (irq->vcpu).
+        # The CPU that gets this interrupt next, and the CPU whose ap_list has this interrupt (irq->vcpu).
         self.target = NOBODY
         self.queued_on = NOBODY
-        # The device in the kernel that drives the line, as its VM numbers them; nobody else may drive (irq->owner).
+        # The kernel's device, by the VM's number, that is the only driver of the line (irq->owner).
         self.owner = NO_OWNER
-        # Mapped to an interrupt of the host, so that the guest's EOI deactivates the host's; which one that is.
+        # Whether the guest's EOI deactivates an interrupt of the host, and that interrupt's INTID.
         self.hardware = False
         self.physical = 0
 
@@ -67,12 +67,12 @@ class Interrupt:
 
     @property
     def mapped_level(self) -> bool:
-        """Whether the host's interrupt tells when the line rises. KVM: vgic_irq_is_mapped_level."""
+        """Whether the host's interrupt reports that the line rises. KVM: vgic_irq_is_mapped_level."""
         return self.level and self.hardware
 
     @property
     def weight(self) -> int:
-        """How many list registers the interrupt would fill. KVM: vgic_irq_get_lr_count."""
+        """The number of list registers that the interrupt would fill. KVM: vgic_irq_get_lr_count."""
         if self.source:
             return self.source.bit_count() + self.active
         return int(self.pending or self.active)

@@ -1,6 +1,6 @@
-"""The registers with bits for each interrupt that GICv2's and GICv3's distributors and redistributors share.
+"""Registers with bits for each interrupt, which the distributors and redistributors of GICv2 and GICv3 have in common.
 
-KVM: vgic-mmio.c. Those of SGIs and PPIs are banked: a CPU reaches its own.
+KVM: vgic-mmio.c. The registers of SGIs and PPIs are banked: a CPU accesses its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EDGE: Final = 2  # of the two bits in GICD_ICFGR; the other one is 0
 
 
 class InterruptRegisters:
-    """The handlers; a method that only user space's accesses reach begins with user."""
+    """The handlers. The name of a handler begins with user if it is only for user space's accesses."""
 
     def __init__(self, vgic: Vgic) -> None:
         self.vgic: Final = vgic
@@ -75,7 +75,7 @@ class InterruptRegisters:
         return value
 
     def user_read_pending(self, cpu: GicCpu, first: int, count: int) -> int:
-        """ISPENDR and ICPENDR; of a GICv3 the latches alone, without the lines. KVM: vgic_uaccess_read_pending."""
+        """ISPENDR and ICPENDR; a GICv3's have only the latches, without the lines. KVM: vgic_uaccess_read_pending."""
         value = 0
         for n in range(count):
             interrupt = self.vgic.interrupt(cpu, first + n)
@@ -101,7 +101,7 @@ class InterruptRegisters:
             self.vgic.queue(interrupt)
 
     def user_write_pending(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
-        """ISPENDR of a GICv3, whose zeros clear latches. KVM: vgic_v3_uaccess_write_pending."""
+        """ISPENDR of a GICv3, where zeros clear latches. KVM: vgic_v3_uaccess_write_pending."""
         for n in range(count):
             interrupt = self.vgic.interrupt(cpu, first + n)
             interrupt.pending_latch = bool(value >> n & 1)
@@ -114,7 +114,7 @@ class InterruptRegisters:
             if self._has_sources(interrupt):
                 continue
             interrupt.pending_latch = False
-            # KVM: vgic_hw_irq_cpending; else a guest could mask the host's interrupt.
+            # KVM: vgic_hw_irq_cpending; otherwise a guest could mask the host's interrupt.
             if interrupt.hardware and not interrupt.active:
                 self.vgic.set_physical_active(cpu, interrupt, False)
 
@@ -154,7 +154,7 @@ class InterruptRegisters:
         """KVM: vgic_mmio_change_active."""
         for interrupt in self._named(cpu, first, count, value):
             if interrupt.hardware:
-                # KVM: vgic_hw_irq_change_active; the host's state is not user space's to change.
+                # KVM: vgic_hw_irq_change_active; user space can't change the host's state.
                 if not user:
                     interrupt.active = active
                     self.vgic.set_physical_active(cpu, interrupt, active)
@@ -186,7 +186,7 @@ class InterruptRegisters:
         return value
 
     def write_config(self, cpu: GicCpu, first: int, count: int, value: int) -> None:
-        """ICFGR; SGIs are edge-triggered and PPIs level-triggered forever. KVM: vgic_mmio_write_config."""
+        """ICFGR; SGIs are always edge-triggered, and PPIs level-triggered. KVM: vgic_mmio_write_config."""
         for n in range(count):
             if first + n >= PRIVATE:
                 self.vgic.interrupt(cpu, first + n).level = not value >> 2 * n & EDGE
@@ -196,5 +196,5 @@ class InterruptRegisters:
         return interrupt.intid < SGIS and self.vgic.version == 2
 
     def _named(self, cpu: GicCpu, first: int, count: int, value: int) -> list[Interrupt]:
-        """The interrupts whose bit is set, the lowest INTID first."""
+        """The interrupts whose bits are set, the lowest INTID first."""
         return [self.vgic.interrupt(cpu, first + n) for n in range(count) if value >> n & 1]

@@ -1,7 +1,7 @@
 """The registers of an interrupt translation service (ITS) that translates nothing. Arm IHI 0069, 12.19.
 
-KVM: vgic-its.c. Its tables and commands are in the guest's memory, which is not here. A command that cannot be read is
-skipped, as KVM skips those at an address without memory.
+KVM: vgic-its.c. Its tables and commands are in the guest's memory, which irqchipd does not have. It skips a command
+that it cannot read, as KVM does at an address without memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from irqchipd.chips.gic.redistributor import INNER_SHAREABLE, SHAREABILITY_SHIFT
 from irqchipd.chips.gic.refused import AccessRefused
 from irqchipd.chips.saved import check, in_range
 
-FRAME_SIZE: Final = 0x20000  # the registers, and GITS_TRANSLATER 64 KiB behind them
+FRAME_SIZE: Final = 0x20000  # the registers, and GITS_TRANSLATER at 64 KiB
 
 CTLR, IIDR, TYPER, CBASER, CWRITER, CREADR, BASER, IDS = 0, 4, 8, 0x80, 0x88, 0x90, 0x100, 0xFFD0  # offsets
 # The registers: offset, bytes, and the sizes of accesses.
@@ -55,7 +55,7 @@ _U64: Final = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedIts:
-    """An ITS as a snapshot holds it: the fields of Its."""
+    """An ITS in a snapshot: the fields of Its."""
 
     enabled: bool
     cbaser: int
@@ -65,17 +65,17 @@ class SavedIts:
     collections: int
 
     def check(self) -> None:
-        """Refuse what no ITS can be."""
+        """Refuse a state that no ITS can have."""
         for table, kind in ((self.devices, _DEVICES), (self.collections, _COLLECTIONS)):
             in_range(table, 0, _U64, "a table of an ITS")
             check(table == _allowed(table, kind), f"a table of an ITS is {table:#x}")
         in_range(self.cbaser, 0, _U64, "cbaser")
         check(self.cbaser in (0, _queue(self.cbaser)), f"cbaser {self.cbaser:#x}")
         for offset in (self.cwriter, self.creadr):
-            check(offset == offset & _OFFSET and offset < _queue_size(self.cbaser), f"no command is at {offset:#x}")
+            check(offset == offset & _OFFSET and offset < _queue_size(self.cbaser), f"a command is at {offset:#x}")
         if self.enabled:
-            check(self.devices & self.collections & self.cbaser & VALID, "an ITS is enabled without tables or queue")
-            check(self.cwriter == self.creadr, "an ITS is enabled, and has commands to do")
+            check(self.devices & self.collections & self.cbaser & VALID, "an enabled ITS lacks tables or a queue")
+            check(self.cwriter == self.creadr, "an enabled ITS has pending commands")
 
 
 class Its:
@@ -83,7 +83,7 @@ class Its:
 
     def __init__(self) -> None:
         self.enabled = False
-        # The queue of commands: where it is, and the offsets of the guest's next command and of the next to do.
+        # The queue of commands: its address, and the offsets of the guest's next command and of the next to execute.
         self.cbaser = 0
         self.cwriter = 0
         self.creadr = 0
@@ -94,14 +94,14 @@ class Its:
     # A guest's accesses. KVM: dispatch_mmio_read, dispatch_mmio_write.
 
     def read(self, offset: int, size: int) -> int:
-        """A guest's read: 0 where no register is that takes this size."""
+        """A guest's read: 0 without a register that allows this size."""
         register = _find(offset)
         if register is None or size not in register[2] or offset % size:
             return 0
         return self._read(offset) & (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """A guest's write, which is ignored where no register is that takes this size."""
+        """A guest's write, ignored without a register that allows this size."""
         register = _find(offset)
         if register is not None and size in register[2] and offset % size == 0:
             self._write(offset, size, value)
@@ -109,12 +109,12 @@ class Its:
     # User space's accesses, each to a whole register.
 
     def check_alignment(self, offset: int) -> None:
-        """EINVAL for an offset that is not aligned as its register."""
+        """EINVAL for an offset that is not aligned to its register's size."""
         if offset % _size(offset):
             raise AccessRefused(EINVAL, f"offset {offset:#x} of an ITS is not a multiple of {_size(offset)}")
 
     def check_register(self, offset: int) -> None:
-        """EINVAL for an offset that is not aligned, ENXIO where no register is. KVM: vgic_its_has_attr_regs."""
+        """EINVAL for an offset that is not aligned, ENXIO without a register there. KVM: vgic_its_has_attr_regs."""
         self.check_alignment(offset)
         if _find(offset) is None:
             raise AccessRefused(ENXIO, f"an ITS has no register at offset {offset:#x}")
@@ -125,31 +125,31 @@ class Its:
         return self._read(offset)
 
     def user_write(self, offset: int, value: int) -> None:
-        """Write a register; EBUSY and EINVAL of what is refused. KVM: vgic_its_attr_regs_access."""
+        """Write a register; EBUSY and EINVAL for a refused value. KVM: vgic_its_attr_regs_access."""
         self.check_register(offset)
         if offset == IIDR:
             # KVM: vgic_mmio_uaccess_write_its_iidr
             if value & REVISION:
-                raise AccessRefused(EINVAL, f"GITS_IIDR {value:#x} has another revision than 0")
+                raise AccessRefused(EINVAL, f"GITS_IIDR {value:#x}: the revision must be 0")
         elif offset == CREADR:
             # KVM: vgic_mmio_uaccess_write_its_creadr
             if self.enabled:
-                raise AccessRefused(EBUSY, "the ITS is enabled: write GITS_CREADR before that")
+                raise AccessRefused(EBUSY, "the ITS is enabled: write GITS_CREADR before enabling it")
             if value & _OFFSET >= _queue_size(self.cbaser):
-                raise AccessRefused(EINVAL, f"GITS_CREADR {value:#x} is behind the queue's end")
+                raise AccessRefused(EINVAL, f"GITS_CREADR {value:#x} is beyond the queue's end")
             self.creadr = value & _OFFSET
         else:
             self._write(offset, _size(offset), value)
 
     def save_tables(self) -> None:
-        """EFAULT where a table would be written. KVM: vgic_its_save_tables_v0."""
+        """EFAULT if there is a table to write. KVM: vgic_its_save_tables_v0."""
         if self.collections & VALID:
-            raise AccessRefused(EFAULT, "the table of collections is in the guest's memory, which irqchipd has not")
+            raise AccessRefused(EFAULT, "the table of collections is in the guest's memory, which irqchipd lacks")
 
     def restore_tables(self) -> None:
-        """EFAULT where a table would be read. KVM: vgic_its_restore_tables_v0."""
+        """EFAULT if there is a table to read. KVM: vgic_its_restore_tables_v0."""
         if (self.collections | self.devices) & VALID:
-            raise AccessRefused(EFAULT, "the tables are in the guest's memory, which irqchipd has not")
+            raise AccessRefused(EFAULT, "the tables are in the guest's memory, which irqchipd lacks")
 
     def reset(self) -> None:
         """KVM: vgic_its_reset."""
@@ -219,7 +219,7 @@ class Its:
         }
 
     def resume(self, saved: SavedIts) -> None:
-        """Go on from a snapshot, which has been checked."""
+        """Resume from a checked snapshot."""
         self.enabled, self.cbaser, self.cwriter, self.creadr = saved.enabled, saved.cbaser, saved.cwriter, saved.creadr
         self.devices, self.collections = saved.devices, saved.collections
 
@@ -232,12 +232,12 @@ def _find(offset: int) -> tuple[int, int, tuple[int, ...]] | None:
 
 
 def _size(offset: int) -> int:
-    """How many bytes a register has that user space accesses."""
+    """The size in bytes of a register, for user space."""
     return 4 if offset < TYPER or offset >= IDS else 8
 
 
 def _allowed(table: int, kind: int) -> int:
-    """What GITS_BASER keeps of a value. KVM: vgic_mmio_write_its_baser, vgic_sanitise_its_baser."""
+    """The bits of a value that GITS_BASER keeps. KVM: vgic_mmio_write_its_baser, vgic_sanitise_its_baser."""
     table &= ~_FIXED
     if kind == _COLLECTIONS:
         table &= ~_INDIRECT
@@ -245,7 +245,7 @@ def _allowed(table: int, kind: int) -> int:
 
 
 def _queue(cbaser: int) -> int:
-    """What GITS_CBASER keeps of a value. KVM: vgic_sanitise_its_cbaser."""
+    """The bits of a value that GITS_CBASER keeps. KVM: vgic_sanitise_its_cbaser."""
     return allowed_attributes(cbaser, _INNER_SHIFT, _OUTER_SHIFT) & ~_NOT_IN_CBASER
 
 

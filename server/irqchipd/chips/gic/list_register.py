@@ -1,4 +1,4 @@
-"""What passes between the distributor and the virtual CPU interface: list registers, VMCR and active priorities.
+"""The data between the distributor and the virtual CPU interface: list registers, VMCR and active priorities.
 
 Arm IHI 0048B (GICv2), 5.3: GICH_LR, GICH_VMCR, GICH_APR. IHI 0069 (GICv3), 12.4: ICH_LR<n>_EL2, ICH_VMCR_EL2,
 ICH_AP0R<n>_EL2, ICH_AP1R<n>_EL2. One form serves both: the distributor fills it before a vCPU enters the guest and
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-LIST_REGISTERS: Final = 4  # what a CPU has unless the VM says otherwise
+LIST_REGISTERS: Final = 4  # of a CPU, by default
 PRIORITY_BITS: Final = 5
 IDLE_PRIORITY: Final = 0xFF  # the running priority of a CPU with no active interrupt
 ACTIVE_PRIORITY_REGISTERS: Final = 4  # ICH_AP0R0 to ICH_AP0R3; five priority bits use the first only
@@ -28,11 +28,11 @@ class ListRegister:
         self.group = group
         self.pending = False
         self.active = False
-        # Whether the end of this interrupt is to be reported: the maintenance interrupt of an LR with HW clear.
+        # Whether to report the end of this interrupt: the maintenance interrupt of an LR with HW clear.
         self.eoi = False
         # Whether ending this interrupt deactivates a physical one (HW).
         self.hardware = False
-        # The physical interrupt of an LR with HW set; the source CPU of a GICv2 SGI else.
+        # The physical interrupt of an LR with HW set; otherwise the source CPU of a GICv2 SGI.
         self.physical = 0
 
     @property
@@ -67,12 +67,12 @@ class Vmcr:
 
 
 class CpuInterfaceState:
-    """What a vCPU's virtual CPU interface holds: the state that the kernel loads into it and takes out of it."""
+    """The state of a vCPU's virtual CPU interface, which the kernel loads before the guest runs, and saves after."""
 
     __slots__ = ("ap0r", "ap1r", "list_registers", "vmcr")
 
     def __init__(self) -> None:
-        # The list registers in use, the first one first. Those behind them are empty.
+        # The list registers in use, in order. The others are empty.
         self.list_registers: list[ListRegister] = []
         self.vmcr = Vmcr()
         # Active priorities by group, 32 priorities a register. GICH_APR, which has both groups, is ap0r[0].

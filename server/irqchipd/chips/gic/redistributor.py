@@ -1,6 +1,6 @@
 """The redistributors of a GICv3: each vCPU has one, with the registers of its SGIs and PPIs. Arm IHI 0069, 12.11.
 
-KVM: vgic-mmio-v3.c vgic_v3_rd_registers. Where a redistributor is on the bus is the VM's to know.
+KVM: vgic-mmio-v3.c vgic_v3_rd_registers. The VM knows a redistributor's address.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from irqchipd.chips.gic.interrupt_registers import InterruptRegisters
 from irqchipd.chips.gic.registers import Region, Registers, read_as_zero, write_ignored
 from irqchipd.chips.gic.vgic import GicCpu, Vgic
 
-FRAME_SIZE: Final = 0x20000  # RD_base, and SGI_base 64 KiB behind it
+FRAME_SIZE: Final = 0x20000  # RD_base, and SGI_base at 64 KiB
 SGI_BASE: Final = 0x10000
 WORDS: Final = (4, 8)  # sizes of accesses to registers of 64 bits
 
@@ -23,7 +23,7 @@ ID_REGISTERS: Final = 48  # bytes
 
 CTLR_ENABLE_LPIS: Final = 1 << 0
 CTLR_CES: Final = 1 << 1  # enabling LPIs can be undone
-CTLR_IR: Final = 1 << 2  # GICR_INVLPIR and GICR_INVALLR are there
+CTLR_IR: Final = 1 << 2  # GICR_INVLPIR and GICR_INVALLR exist
 TYPER_PLPIS: Final = 1 << 0
 TYPER_LAST: Final = 1 << 4
 
@@ -42,20 +42,20 @@ PENDBASER_BITS: Final = (1 << 64) - 1 & ~(1 << 63 | 0x7 << 59 | 0xF << 52 | 0xF 
 
 
 class RedistributorWires(Protocol):
-    """What the redistributors ask of their VM."""
+    """The calls of the redistributors to their VM."""
 
     def is_last(self, cpu: int) -> bool:
         """Whether a CPU's redistributor is the last of its region: GICR_TYPER.Last."""
 
 
 class Redistributor:
-    """What a GICv3 keeps of a vCPU besides its interrupts."""
+    """A GICv3's state of a vCPU besides its interrupts."""
 
     __slots__ = ("lpis_enabled", "pendbaser")
 
     def __init__(self) -> None:
         self.lpis_enabled = False
-        # Where the pending table of LPIs is.
+        # The address of the pending table of LPIs.
         self.pendbaser = TABLE_RESET
 
 
@@ -66,11 +66,11 @@ class Redistributors:
         self._wires: Final = wires
         # By the CPU's index.
         self.each: Final[list[Redistributor]] = []
-        # Where the configuration table of LPIs is; all redistributors share it.
+        # The address of the configuration table of LPIs, which all redistributors share.
         self.propbaser = 0
-        # Whether there is an interrupt translation service, and with it LPIs.
+        # Whether the VM has an interrupt translation service, and with it LPIs.
         self.has_its = False
-        # GICD_IIDR.Revision, which says how much of this is there.
+        # GICD_IIDR.Revision, on which some registers depend.
         self.revision = 3
         self.registers: Final = Registers(vgic, self._regions(InterruptRegisters(vgic)))
 
@@ -177,7 +177,7 @@ def merged(register: int, offset: int, size: int, value: int) -> int:
 
 
 def allowed_table(value: int, bits: int) -> int:
-    """A table's register, of which some bits are there, with memory attributes that are allowed.
+    """A table's register with only the given bits, and with allowed memory attributes.
 
     KVM: vgic_sanitise_propbaser, vgic_sanitise_pendbaser.
     """
@@ -185,7 +185,7 @@ def allowed_table(value: int, bits: int) -> int:
 
 
 def allowed_attributes(value: int, inner: int, outer: int) -> int:
-    """A register with memory attributes that are allowed, from where it has the cacheabilities.
+    """A register with allowed memory attributes; inner and outer are the positions of the cacheabilities.
 
     KVM: vgic_sanitise_shareability, vgic_sanitise_inner_cacheability, vgic_sanitise_outer_cacheability.
     """

@@ -1,4 +1,4 @@
-"""How a GIC refuses an access of user space."""
+"""A GIC's refusal of an access of user space."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A frame of registers: which handler answers an access of a guest or of user space.
 
-KVM: vgic-mmio.c. No access fails: what is not a register, is not aligned, or has a size that the register does not
-take reads as zero and ignores writes (vgic_get_mmio_region, check_region).
+KVM: vgic-mmio.c. No access fails. Outside of registers, unaligned, or with a size that the register does not allow, a
+read returns 0 and a write is ignored (vgic_get_mmio_region, check_region).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final, TypeAlias
 
 from irqchipd.chips.gic.vgic import GicCpu, Vgic
 
-# A handler of registers with bits for each interrupt is told the first interrupt that the access reaches, and how many
-# it reaches. Another handler is told the offset and the size.
+# A handler of registers with bits for each interrupt gets the first interrupt of the access, and the number of
+# interrupts. Another handler gets the offset and the size.
 Read: TypeAlias = Callable[[GicCpu, int, int], int]
 Write: TypeAlias = Callable[[GicCpu, int, int, int], None]
 
-INTERRUPTS: Final = 1024  # a register with bits for each interrupt has them for so many
+INTERRUPTS: Final = 1024  # registers with bits for each interrupt have bits for this many
 ATTRIBUTE_SIZE: Final = 4  # user space reads and writes 32 bits
 
 
@@ -46,7 +46,7 @@ class Region:
         bits: int = 0,
         sizes: tuple[int, ...] = (4,),
     ) -> None:
-        """A region; bits says how many bits each interrupt has, and the length is then 0."""
+        """A region. bits is the number of bits per interrupt; then length is 0."""
         self.start: Final = start
         self.end: Final = start + (length or bits * INTERRUPTS // 8)
         self.bits: Final = bits
@@ -95,7 +95,7 @@ class Registers:
             region.user_write(cpu, first, count, value)
 
     def has(self, offset: int) -> bool:
-        """Whether user space finds a register at an offset. KVM: vgic_v2_has_attr_regs, vgic_v3_has_attr_regs."""
+        """Whether an offset has a register for user space. KVM: vgic_v2_has_attr_regs, vgic_v3_has_attr_regs."""
         return self._find(offset, ATTRIBUTE_SIZE) is not None
 
     def _find(self, offset: int, size: int) -> Region | None:
@@ -110,7 +110,7 @@ class Registers:
 
 
 def _reach(region: Region, offset: int, size: int) -> tuple[int, int]:
-    """What a handler is told of an access. One may reach a part of what an interrupt has more than 32 bits of."""
+    """A handler's arguments for an access, which may reach a part of an interrupt's bits if these are more than 32."""
     if not region.bits or region.bits > 8 * ATTRIBUTE_SIZE:
         return offset, size
     return (offset - region.start) * 8 // region.bits, size * 8 // region.bits

@@ -1,4 +1,4 @@
-"""The distributor's heart as plain values, for a snapshot: complete to the bit, and checked before it is resumed."""
+"""The state of vgic.py as plain values, for a snapshot: complete to the bit, and checked before it is resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALIKE_IN_VMCR: Final = ("grpen0", "grpen1", "ackctl", "fiqen", "cbpr", "eoim", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedInterrupt:
-    """An interrupt as a snapshot holds it: the fields of Interrupt."""
+    """An interrupt in a snapshot: the fields of Interrupt."""
 
     enabled: bool
     level: bool
@@ -54,24 +54,24 @@ class SavedInterrupt:
     physical: int
 
     def check(self, intid: int, version: int, cpus: int) -> None:
-        """Refuse what no interrupt with this INTID of a GIC of this version with this many CPUs can be."""
+        """Refuse a state that is impossible for this INTID, in a GIC of this version with this many CPUs."""
         name = f"interrupt {intid}"
         in_range(self.group, 0, 1, f"the group of {name}")
         check(not self.priority & ~PRIORITY_MASK, f"the priority of {name} is not a multiple of 8 up to 248")
         in_range(self.target, 0, cpus - 1, f"the target of {name}")
         in_range(self.physical, 0, MOST_INTERRUPTS - 1, f"the host's interrupt of {name}")
-        check(self.hardware or not self.physical, f"{name} has a host's interrupt, and is not mapped")
+        check(self.hardware or not self.physical, f"{name} has a host's interrupt, but is not mapped")
         if intid < PRIVATE:
             check(self.level == (intid >= SGIS), f"{name} has the wrong trigger")
-            check(intid >= SGIS or not (self.line or self.owner or self.hardware), f"{name} is an SGI and has a line")
+            check(intid >= SGIS or not (self.line or self.owner or self.hardware), f"{name} is an SGI, but has a line")
         else:
-            check(not self.hardware, f"{name} is an SPI and mapped to an interrupt of the host")
+            check(not self.hardware, f"{name} is an SPI, but mapped to an interrupt of the host")
         if version == 2 and intid < SGIS:
             in_range(self.source, 0, 0xFF, f"the sources of {name}")
             in_range(self.active_source, 0, 7, f"the active source of {name}")
-            check(self.pending_latch == (self.source != 0), f"{name} is pending without a source, or not with one")
+            check(self.pending_latch == (self.source != 0), f"pending_latch of {name} contradicts its sources")
         else:
-            check(not (self.source or self.active_source), f"{name} has sources, and is no SGI of a GICv2")
+            check(not (self.source or self.active_source), f"{name} has sources, but is not an SGI of a GICv2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +108,21 @@ class SavedGicCpu:
     pmr: int
 
     def check(self, list_registers: int) -> None:
-        """Refuse what no CPU with this many list registers can have."""
+        """Refuse a state that no CPU with this many list registers can have."""
         for name in ("grpen0", "grpen1", "ackctl", "fiqen", "cbpr", "eoim"):
             in_range(getattr(self, name), 0, 1, name)
         in_range(self.bpr, 0, 7, "bpr")
         in_range(self.abpr, 0, 7, "abpr")
         in_range(self.pmr, 0, 0xFF, "pmr")
         for registers, name in ((self.ap0r, "ap0r"), (self.ap1r, "ap1r")):
-            check(len(registers) == ACTIVE_PRIORITY_REGISTERS, f"{name} has not {ACTIVE_PRIORITY_REGISTERS} registers")
+            check(len(registers) == ACTIVE_PRIORITY_REGISTERS, f"{name} has {len(registers)} registers")
             for value in registers:
                 in_range(value, 0, 0xFFFF_FFFF, f"one of {name}")
         in_range(len(self.list_registers), 0, list_registers, "the number of list registers")
         held = [register.intid for register in self.list_registers]
         check(len(set(held)) == len(held), "two list registers have the same interrupt")
         for register in self.list_registers:
-            check(register.intid in self.ap_list, f"interrupt {register.intid} is in a list register, and not queued")
+            check(register.intid in self.ap_list, f"interrupt {register.intid} is in a list register, but not queued")
             in_range(register.group, 0, 1, "the group in a list register")
             check(not register.priority & ~PRIORITY_MASK, "a priority in a list register is not a multiple of 8")
             in_range(register.physical, 0, MOST_INTERRUPTS - 1, "the source or host's interrupt in a list register")
@@ -130,15 +130,15 @@ class SavedGicCpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedGic:
-    """A GIC but for its registers: the fields of Vgic. Its CPUs are in the order of their creation."""
+    """A GIC without its registers: the fields of Vgic. CPUs are in the order of their creation."""
 
     enabled: bool
     cpus: tuple[SavedGicCpu, ...]
     spis: tuple[SavedInterrupt, ...]
 
     def check_heart(self, version: int, cpus: int, list_registers: int) -> None:
-        """Refuse what no GIC of this version with this many CPUs and list registers can be."""
-        check(len(self.cpus) == cpus, f"the GIC has {len(self.cpus)} CPUs, and the VM {cpus}")
+        """Refuse a state that no GIC of this version with this many CPUs and list registers can have."""
+        check(len(self.cpus) == cpus, f"the GIC has {len(self.cpus)} CPUs, but the VM {cpus}")
         interrupts = PRIVATE + len(self.spis)
         in_range(interrupts, PRIVATE, 1024, "the number of interrupts")
         check(interrupts % 32 == 0, f"the number of interrupts is {interrupts}; it must be a multiple of 32")
@@ -146,10 +146,10 @@ class SavedGic:
             interrupt.check(intid, version, cpus)
         queued: set[int] = set()
         for index, cpu in enumerate(self.cpus):
-            check(len(cpu.private) == PRIVATE, f"CPU {index} has not {PRIVATE} private interrupts")
+            check(len(cpu.private) == PRIVATE, f"CPU {index} must have {PRIVATE} private interrupts")
             for intid, interrupt in enumerate(cpu.private):
                 interrupt.check(intid, version, cpus)
-                check(interrupt.target == index, f"interrupt {intid} of CPU {index} is for another CPU")
+                check(interrupt.target == index, f"interrupt {intid} of CPU {index} has another CPU as its target")
             for intid in cpu.ap_list:
                 in_range(intid, 0, interrupts - 1, "an interrupt in an ap_list")
             check(len(set(cpu.ap_list)) == len(cpu.ap_list), "an interrupt is queued twice")
@@ -164,7 +164,7 @@ _values: Final = attrgetter("target", *ALIKE)
 
 @lru_cache(MOST_INTERRUPTS)
 def _saved(target: int, *alike: Any) -> SavedInterrupt:
-    """Most of a GIC's interrupts are alike, and what a snapshot holds never changes: they share it."""
+    """Interrupts of the same state share an object: most interrupts are alike, and snapshots never change."""
     return SavedInterrupt(target=None if target == NOBODY else target, **dict(zip(ALIKE, alike, strict=True)))
 
 
@@ -203,7 +203,7 @@ def save_cpu(cpu: GicCpu) -> SavedGicCpu:
 
 
 def resume_cpu(cpu: GicCpu, saved: SavedGicCpu) -> None:
-    """Give a CPU a state, but for its ap_list."""
+    """Give a CPU a state, without its ap_list."""
     for interrupt, state in zip(cpu.private, saved.private, strict=True):
         resume_interrupt(interrupt, state)
     interface = cpu.interface
@@ -229,7 +229,7 @@ def save_gic(vgic: Vgic) -> dict[str, Any]:
 
 
 def resume_gic(vgic: Vgic, saved: SavedGic) -> None:
-    """Go on from a snapshot, which has been checked; the GIC has its CPUs already. Nothing is delivered."""
+    """Resume from a checked snapshot; the GIC has its CPUs already. Nothing is delivered."""
     vgic.enabled = saved.enabled
     vgic.spis.clear()
     vgic.add_spis(PRIVATE + len(saved.spis))

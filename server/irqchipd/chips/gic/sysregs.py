@@ -1,7 +1,7 @@
-"""ICC_ system registers as user space reads and writes them: KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS.
+"""User space's accesses to the ICC_ system registers: KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS.
 
-KVM: arch/arm64/kvm/vgic-sys-reg-v3.c. Values are those that the kernel keeps while the vCPU does not run, so a binary
-point below the minimum stays until the vCPU enters its guest.
+KVM: arch/arm64/kvm/vgic-sys-reg-v3.c. The kernel keeps these values while the vCPU does not run, so a binary point
+below the minimum stays until the vCPU enters its guest.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class SystemRegisters:
 
     def __init__(self, state: CpuInterfaceState, priority_bits: int = PRIORITY_BITS) -> None:
         self._state = state
-        # What ICC_CTLR_EL1 says; user space can lower the two numbers and never raise them.
+        # Fields of ICC_CTLR_EL1; user space can lower the two numbers, but never raise them.
         self.priority_bits = priority_bits
         self.id_bits = ID_BITS
 
     def has(self, register: int) -> bool:
-        """Whether user space can name a register. One that needs more priority bits is there and refuses accesses."""
+        """Whether user space can name a register. A register that needs more priority bits refuses accesses."""
         return register in _REGISTERS
 
     def get(self, register: int) -> int:
@@ -88,7 +88,7 @@ class SystemRegisters:
             self._active_priorities(register)[register & 3] = value & MASK32
 
     def _set_control(self, value: int) -> None:
-        """KVM: set_gic_ctlr. What was lowered before a check fails stays lowered."""
+        """KVM: set_gic_ctlr. A number that was lowered before a check failed stays lowered."""
         vmcr = self._state.vmcr
         priority_bits = (value >> Ctlr.PRIORITY_BITS_SHIFT & 7) + 1
         if priority_bits > self.priority_bits:
@@ -99,7 +99,7 @@ class SystemRegisters:
         self.priority_bits = priority_bits
         id_bits = value >> Ctlr.ID_BITS_SHIFT & 7
         if id_bits > self.id_bits:
-            raise AccessRefused(errno.EINVAL, f"ICC_CTLR_EL1.IDbits is {id_bits}; at most {self.id_bits} is allowed")
+            raise AccessRefused(errno.EINVAL, f"ICC_CTLR_EL1.IDbits is {id_bits}; use {self.id_bits} at most")
         self.id_bits = id_bits
         if value & (Ctlr.SEIS | Ctlr.A3V) != Ctlr.A3V:
             raise AccessRefused(errno.EINVAL, f"ICC_CTLR_EL1 is {value:#x}; SEIS must be 0 and A3V 1")

@@ -1,4 +1,4 @@
-"""The distributor's heart: what is pending for whom, and what a vCPU finds in its list registers.
+"""The core of the GIC: which interrupts are pending for each CPU, and the list registers of a vCPU.
 
 Linux v6.12, arch/arm64/kvm/vgic: vgic.c, vgic-v2.c and vgic-v3.c. Every CPU has an ap_list: the interrupts that are
 active, or pending and enabled, in the order of queueing. Before the guest runs, the first ones go into list registers
@@ -12,16 +12,16 @@ from typing import Final, Protocol
 from irqchipd.chips.gic.interrupt import NO_OWNER, NOBODY, PRIVATE, SGIS, Interrupt
 from irqchipd.chips.gic.list_register import LIST_REGISTERS, CpuInterfaceState, ListRegister
 
-PRIORITY_MASK: Final = 0xF8  # KVM's VGIC_PRI_BITS is 5, whatever the CPU interface has
+PRIORITY_MASK: Final = 0xF8  # KVM's VGIC_PRI_BITS is 5 for any CPU interface
 LOWEST_PRIORITY: Final = 0xFF
 CPUS_V2: Final = 8  # a GICv2 has a bit for each CPU in a byte
 
 
 class GicWires(Protocol):
-    """What a GIC reports to its VM, and asks of it. CPUs are named by their index."""
+    """The calls of a GIC to its VM. CPUs are named by their index."""
 
     def kick(self, cpu: int) -> None:
-        """Something may be new for a CPU (KVM_REQ_IRQ_PENDING, kvm_vcpu_kick)."""
+        """A CPU may have a new interrupt (KVM_REQ_IRQ_PENDING, kvm_vcpu_kick)."""
 
     def acked(self, spi: int) -> None:
         """The guest ended a level-triggered SPI, named by its number from 0 (kvm_notify_acked_irq)."""
@@ -34,7 +34,7 @@ class GicWires(Protocol):
 
 
 class GicCpu:
-    """What a GIC keeps of a vCPU. KVM: struct vgic_cpu."""
+    """A GIC's state of a vCPU. KVM: struct vgic_cpu."""
 
     __slots__ = ("affinity", "ap_list", "id", "index", "interface", "private")
 
@@ -51,7 +51,7 @@ class GicCpu:
 
 
 class Vgic:
-    """A GIC but for its registers. KVM: struct vgic_dist."""
+    """A GIC without its registers. KVM: struct vgic_dist."""
 
     def __init__(self, version: int, wires: GicWires, list_registers: int = LIST_REGISTERS) -> None:
         self.version: Final = version
@@ -59,7 +59,7 @@ class Vgic:
         self._wires: Final = wires
         self.cpus: Final[list[GicCpu]] = []
         self.spis: Final[list[Interrupt]] = []
-        # How many INTIDs there are; those of SGIs and PPIs count once. The number may be known before there are SPIs.
+        # The number of INTIDs; those of SGIs and PPIs count once. The number may be known before the SPIs exist.
         self.interrupts = PRIVATE
         # GICD_CTLR: whether the distributor forwards interrupts.
         self.enabled = False
@@ -76,7 +76,7 @@ class Vgic:
         return cpu
 
     def add_spis(self, interrupts: int) -> None:
-        """Make the shared interrupts, of all INTIDs below a number. KVM: kvm_vgic_dist_init."""
+        """Make the shared interrupts, of all INTIDs below interrupts. KVM: kvm_vgic_dist_init."""
         for intid in range(PRIVATE, interrupts):
             interrupt = Interrupt(intid)
             interrupt.group = int(self.version == 3)
@@ -85,11 +85,11 @@ class Vgic:
         self.interrupts = interrupts
 
     def interrupt(self, cpu: GicCpu, intid: int) -> Interrupt:
-        """An interrupt as a CPU names it. KVM: vgic_get_vcpu_irq."""
+        """The interrupt that an INTID means to a CPU. KVM: vgic_get_vcpu_irq."""
         return cpu.private[intid] if intid < PRIVATE else self.spis[intid - PRIVATE]
 
     def own(self, interrupt: Interrupt, owner: int) -> bool:
-        """Give an interrupt to a device in the kernel; False if another one has it. KVM: kvm_vgic_set_owner."""
+        """Give an interrupt to a device in the kernel; False if another device has it. KVM: kvm_vgic_set_owner."""
         if interrupt.owner not in (NO_OWNER, owner):
             return False
         interrupt.owner = owner
@@ -111,7 +111,7 @@ class Vgic:
         self.queue(interrupt)
 
     def queue(self, interrupt: Interrupt) -> None:
-        """Put an interrupt into the ap_list of the CPU it is for, and kick. KVM: vgic_queue_irq_unlock."""
+        """Put an interrupt into its target CPU's ap_list, and kick the CPU. KVM: vgic_queue_irq_unlock."""
         cpu = self._aim(interrupt)
         if cpu == NOBODY:
             return
@@ -121,7 +121,7 @@ class Vgic:
         self._wires.kick(cpu)
 
     def kick_all(self) -> None:
-        """Make each CPU that has something pending look again. KVM: vgic_kick_vcpus."""
+        """Kick each CPU that has a pending interrupt. KVM: vgic_kick_vcpus."""
         for cpu in self.cpus:
             if self.pending(cpu):
                 self._wires.kick(cpu.index)
@@ -134,7 +134,7 @@ class Vgic:
         return any(i.enabled and i.pending and not i.active and i.priority < mask for i in cpu.ap_list)
 
     def map_physical(self, interrupt: Interrupt, physical: int) -> None:
-        """Map an interrupt to one of the host. KVM: kvm_vgic_map_phys_irq."""
+        """Map an interrupt to an interrupt of the host. KVM: kvm_vgic_map_phys_irq."""
         interrupt.hardware = True
         interrupt.physical = physical
 
@@ -143,7 +143,7 @@ class Vgic:
         return self._wires.physical_level(cpu.index, interrupt.intid)
 
     def set_physical_active(self, cpu: GicCpu, interrupt: Interrupt, active: bool) -> None:
-        """Set the active state of the host's interrupt behind a mapped one."""
+        """Set the active state of the host's interrupt behind a mapped interrupt."""
         self._wires.set_physical_active(cpu.index, interrupt.intid, active)
 
     def enter(self, cpu: GicCpu) -> None:
@@ -158,7 +158,7 @@ class Vgic:
         list_registers = cpu.interface.list_registers
         priority = LOWEST_PRIORITY
         for interrupt in ap_list:
-            # All sources of an SGI come before what has a lower priority.
+            # All sources of an SGI come before interrupts of lower priority.
             if multi_sgi and interrupt.priority > priority:
                 break
             if self._aim(interrupt) == cpu.index:
@@ -171,14 +171,14 @@ class Vgic:
     def exit(self, cpu: GicCpu) -> None:
         """Take a CPU's list registers back, after its guest ran."""
         if any(register.ended for register in cpu.interface.list_registers):
-            # The maintenance interrupt (GICH_MISR.EOI) has made the guest leave, and it has entered again. That for
-            # underflow would change nothing: a guest leaves after each access.
+            # The maintenance interrupt for EOIs (GICH_MISR.EOI) made the guest exit, and it has entered again. A
+            # maintenance interrupt for underflow would change nothing: a guest exits after each access.
             self._sync(cpu)
             self.enter(cpu)
         self._sync(cpu)
 
     def deactivate_physical(self, cpu: GicCpu, physical: int) -> None:
-        """The guest ended an interrupt that is mapped to one of the host: that one ends, too."""
+        """The guest ended an interrupt that is mapped to the host's: end the host's interrupt, too."""
         for interrupt in cpu.private:
             if interrupt.hardware and interrupt.physical == physical:
                 self.set_physical_active(cpu, interrupt, False)
@@ -194,7 +194,7 @@ class Vgic:
             self._prune(cpu)
 
     def _aim(self, interrupt: Interrupt) -> int:
-        """The CPU in whose ap_list an interrupt belongs, or NOBODY. KVM: vgic_target_oracle."""
+        """The CPU whose ap_list should have an interrupt, or NOBODY. KVM: vgic_target_oracle."""
         target = interrupt.target
         if interrupt.active:
             return target if interrupt.queued_on == NOBODY else interrupt.queued_on
@@ -203,7 +203,7 @@ class Vgic:
         return NOBODY
 
     def _prune(self, cpu: GicCpu) -> None:
-        """Remove from an ap_list what is done or for another CPU. KVM: vgic_prune_ap_list."""
+        """Remove interrupts from an ap_list that are done, or that are for another CPU. KVM: vgic_prune_ap_list."""
         kept = []
         moved = []
         for interrupt in cpu.ap_list:
@@ -256,7 +256,7 @@ class Vgic:
                 interrupt.pending_latch = True
                 register.eoi = True
         if interrupt.mapped_level:
-            # Only the host's next interrupt says that the line is high again.
+            # Only the host's next interrupt reports that the line is high again.
             interrupt.line = False
 
     def _fold(self, cpu: GicCpu, register: ListRegister) -> None:
@@ -284,9 +284,10 @@ class Vgic:
 
 
 def _rank(interrupt: Interrupt) -> int:
-    """Where an interrupt is in a sorted ap_list. KVM v6.12: vgic_irq_cmp.
+    """The sort key of an interrupt in an ap_list. KVM v6.12: vgic_irq_cmp.
 
-    Active ones first, since a guest can end only what has a list register; then those to take, by priority.
+    Active interrupts come first, since a guest can end only an interrupt that has a list register; then pending ones by
+    priority.
     """
     if interrupt.active:
         return -1
@@ -294,12 +295,12 @@ def _rank(interrupt: Interrupt) -> int:
 
 
 class Deactivation:
-    """What a CPU's interface tells when the guest ends an interrupt that is mapped to one of the host."""
+    """Passes to the Vgic that a CPU's guest has ended an interrupt that is mapped to the host's."""
 
     def __init__(self, vgic: Vgic, cpu: GicCpu) -> None:
         self._vgic: Final = vgic
         self._cpu: Final = cpu
 
     def deactivate(self, physical: int) -> None:
-        """The guest deactivated it."""
+        """The guest deactivated the interrupt."""
         self._vgic.deactivate_physical(self._cpu, physical)

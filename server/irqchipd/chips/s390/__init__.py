@@ -1,5 +1,5 @@
-"""The floating interrupt controller (FLIC) and the interrupts of s390's vCPUs, as Linux KVM has them.
+"""The floating interrupt controller (FLIC) and the interrupts of s390's vCPUs, as in Linux KVM.
 
-No KVM of this kind has judged these chips. Their source is the kernel's: arch/s390/kvm/interrupt.c and kvm-s390.c of
-v6.12, Documentation/virt/kvm/devices/s390_flic.rst, and its selftests (tools/testing/selftests/kvm/s390/).
+These chips have not been compared with an s390 KVM. They follow the kernel's source: arch/s390/kvm/interrupt.c and
+kvm-s390.c of v6.12, Documentation/virt/kvm/devices/s390_flic.rst, and selftests (tools/testing/selftests/kvm/s390/).
 """

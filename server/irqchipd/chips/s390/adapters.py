@@ -1,4 +1,4 @@
-"""I/O adapters: sources of adapter interrupts, and the indicators in guest memory that go with them.
+"""I/O adapters: sources of adapter interrupts, and their indicators in guest memory.
 
 KVM: interrupt.c, struct s390_io_adapter, get_ind_bit, adapter_indicators_set, set_adapter_int.
 """
@@ -13,7 +13,7 @@ from irqchipd.chips.s390.errors import invalid
 
 MAX_ADAPTERS: Final = 64  # MAX_S390_IO_ADAPTERS
 PAGE: Final = 4096
-SUPPRESSIBLE: Final = 0x01  # KVM_S390_ADAPTER_SUPPRESSIBLE, the one flag KVM knows
+SUPPRESSIBLE: Final = 0x01  # KVM_S390_ADAPTER_SUPPRESSIBLE, KVM's only flag
 
 _REGISTER: Final = struct.Struct(">IBBBB")  # struct kvm_s390_io_adapter
 REGISTER_SIZE: Final = _REGISTER.size
@@ -22,7 +22,7 @@ REQUEST_SIZE: Final = _REQUEST.size
 
 
 class Request:
-    """KVM_S390_IO_ADAPTER_*: what may be modified. KVM accepts mappings and needs none."""
+    """KVM_S390_IO_ADAPTER_*: the types of modifications. KVM accepts mappings, but does not need them."""
 
     MASK: Final = 1
     MAP: Final = 2
@@ -30,14 +30,14 @@ class Request:
 
 
 class GuestMemory(Protocol):
-    """The guest's memory, in which indicators are."""
+    """The guest's memory, which holds the indicators."""
 
     def set_bits(self, address: int, mask: int) -> int | None:
-        """Set bits of the byte at a guest address, atomically; return what it was, or None without memory there."""
+        """Set bits of the byte at a guest address, atomically; return the old byte, or None without memory there."""
 
 
 class FlicWires(GuestMemory, Protocol):
-    """What the FLIC reports to its VM, and asks of it."""
+    """The calls of the FLIC to its VM."""
 
     def adapter_injected(self, word: int) -> None:
         """An adapter's interrupt, of this interruption word, is pending now."""
@@ -48,7 +48,7 @@ class Adapter:
     """struct s390_io_adapter."""
 
     id: int
-    isc: int  # as registered, which KVM does not check; only its lowest three bits say the subclass
+    isc: int  # as registered: KVM does not check it, and uses only the lowest three bits
     maskable: bool = False
     swap: bool = False
     suppressible: bool = False
@@ -85,7 +85,7 @@ class Indicator:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRoute:
-    """What a GSI leads to: an adapter's indicator and its summary. struct kvm_irq_routing_s390_adapter."""
+    """The target of a GSI: an adapter's indicator and its summary. struct kvm_irq_routing_s390_adapter."""
 
     indicator: Indicator
     summary: Indicator
@@ -103,7 +103,7 @@ class Adapters:
         return self._adapters.get(adapter)
 
     def registered(self, adapter: int) -> Adapter:
-        """An adapter by its number: EINVAL without one."""
+        """An adapter by its number: EINVAL for an unknown number."""
         found = self._adapters.get(adapter)
         if found is None:
             raise invalid(f"adapter {adapter} is not registered: register it first")
@@ -130,13 +130,13 @@ class Adapters:
             raise invalid(f"type {request} of a request; use 1 to mask, 2 to map or 3 to unmap")
 
     def save(self) -> tuple[Adapter, ...]:
-        """What resume takes."""
+        """The state, for resume()."""
         return tuple(
             Adapter(a.id, a.isc, a.maskable, a.swap, a.suppressible, a.masked) for a in self._adapters.values()
         )
 
     def resume(self, saved: tuple[Adapter, ...]) -> None:
-        """Become what was saved, after check_adapters."""
+        """Take a saved state, which check_flic has accepted."""
         self._adapters = {a.id: Adapter(a.id, a.isc, a.maskable, a.swap, a.suppressible, a.masked) for a in saved}
 
 

@@ -1,7 +1,7 @@
 """A vCPU takes an interrupt. KVM: interrupt.c kvm_s390_deliver_pending_interrupts.
 
-KVM delivers in a loop: each interrupt exchanges the PSW, and the new PSW's mask decides about the next. Here a vCPU
-takes one interrupt, exchanges its PSW, and says its new masks before it takes the next.
+KVM delivers in a loop: each interrupt exchanges the PSW, and the new PSW's mask decides about the next. Here a vCPU's
+process takes one interrupt, exchanges the PSW, and sets the new masks before it takes the next.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _STOP: Final = 1 << Pend.SIGP_STOP
 
 
 def deliverable_of(floating: FloatingInterrupts, local: LocalInterrupts, masks: Masks) -> int:
-    """Which interrupts a vCPU may take, one bit each. KVM: deliverable_irqs."""
+    """The interrupts that a vCPU may take, one bit each. KVM: deliverable_irqs."""
     return deliverable(floating.pending | local.pending, masks, floating.cr14 | local.cr14)
 
 
 def has_interrupt(floating: FloatingInterrupts, local: LocalInterrupts, masks: Masks) -> bool:
-    """Whether a waiting vCPU gets on: it may take an interrupt, or must stop. KVM: kvm_s390_vcpu_has_irq."""
+    """Whether a vCPU's wait ends: it may take an interrupt, or must stop. KVM: kvm_s390_vcpu_has_irq."""
     return bool(local.pending & _STOP or deliverable_of(floating, local, masks))
 
 
@@ -50,7 +50,7 @@ def take(floating: FloatingInterrupts, local: LocalInterrupts, masks: Masks) -> 
 
 
 def _take_machine_check(floating: FloatingInterrupts, local: LocalInterrupts) -> Irq:
-    """KVM: __deliver_machine_check; a floating one is indicated along with the vCPU's own, whatever CR14 says."""
+    """KVM: __deliver_machine_check; the vCPU's own is combined with a floating one, whatever CR14 allows."""
     own, other = local.take_machine_check(), floating.take_machine_check()
     return Irq(
         Kind.MACHINE_CHECK,

@@ -1,4 +1,4 @@
-"""The one way in which these chips refuse something."""
+"""The error with which these chips refuse an operation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 
 
 class RefusedError(Exception):
-    """The chip refused it and has changed nothing; number is the errno that KVM returns."""
+    """The chip refused an operation and has changed nothing; number is the errno that KVM returns."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

@@ -68,7 +68,7 @@ _NOTHING: Final = SavedFloating()
 
 @dataclass(frozen=True, slots=True)
 class SavedFlic:
-    """The device as a snapshot holds it."""
+    """The device in a snapshot."""
 
     floating: SavedFloating = _NOTHING
     adapters: tuple[Adapter, ...] = ()
@@ -81,7 +81,7 @@ class SavedFlic:
 class Flic:
     """Floating interrupts, adapters, and adapter-interruption suppression (AIS).
 
-    KVM keeps these in the VM, and the device is the way to them: they are there without the device, too.
+    KVM keeps these in the VM, and user space accesses them through the device; they exist without the device, too.
     """
 
     def __init__(self, wires: FlicWires) -> None:
@@ -96,11 +96,11 @@ class Flic:
     # The device's attributes.
 
     def has(self, group: int) -> bool:
-        """Whether there is a group; its attributes are not looked at. KVM: flic_has_attr."""
+        """Whether a group exists; its attributes are not checked. KVM: flic_has_attr."""
         return Group.GET_ALL_IRQS <= group <= Group.AISM_ALL
 
     def get(self, group: int, attribute: int) -> bytes:
-        """The value of an attribute, which is a length for both groups. KVM: flic_get_attr."""
+        """The value of an attribute; for both groups attribute is a length. KVM: flic_get_attr."""
         if group == Group.GET_ALL_IRQS:
             return self._all(attribute)
         if group == Group.AISM_ALL:
@@ -111,7 +111,7 @@ class Flic:
         raise invalid(f"group {group} of the FLIC cannot be read; use 1 (GET_ALL_IRQS) or 11 (AISM_ALL)")
 
     def set(self, group: int, attribute: int, data: bytes, flags: int = 0) -> None:
-        """Do what a group is for. KVM: flic_set_attr."""
+        """Execute a group's operation. KVM: flic_set_attr."""
         if group == Group.ENQUEUE:
             self._enqueue(attribute, data)
         elif group == Group.CLEAR_IRQS:
@@ -119,7 +119,7 @@ class Flic:
         elif group == Group.APF_ENABLE:
             self.pfault = True
         elif group == Group.APF_DISABLE_WAIT:
-            self.pfault = False  # no page fault is in transition here for which to wait
+            self.pfault = False  # here no page fault is under way, so there is no wait
         elif group == Group.ADAPTER_REGISTER:
             self.adapters.register(_head(data, REGISTER_SIZE))
         elif group == Group.ADAPTER_MODIFY:
@@ -148,8 +148,8 @@ class Flic:
         return self.floating.all()
 
     def _enqueue(self, length: int, data: bytes) -> None:
-        """KVM: enqueue_floating_irq, which keeps what came before a refused interrupt. Here nothing is kept."""
-        length &= 0xFFFF_FFFF  # KVM has it in an int
+        """KVM: enqueue_floating_irq, which keeps the interrupts before a refused one. Here all are refused."""
+        length &= 0xFFFF_FFFF  # KVM keeps it in an int
         if length % IRQ_SIZE or length > MAX_BUFFER:
             raise invalid(f"ENQUEUE's buffer has {length} bytes; use a multiple of {IRQ_SIZE} up to {MAX_BUFFER}")
         self.floating.add_all(_head(data, length))
@@ -157,7 +157,7 @@ class Flic:
     def _clear_io(self, length: int, data: bytes, flags: int) -> None:
         """KVM: clear_io_irq."""
         if flags:
-            raise invalid(f"CLEAR_IO_IRQ's flags are {flags:#x}; only 0 is allowed")
+            raise invalid(f"CLEAR_IO_IRQ's flags are {flags:#x}; use 0")
         if length != _SUBCHANNEL.size:
             raise invalid(f"CLEAR_IO_IRQ's buffer has {length} bytes; use {_SUBCHANNEL.size}")
         (subchannel,) = _SUBCHANNEL.unpack(_head(data, _SUBCHANNEL.size))
@@ -197,9 +197,9 @@ class Flic:
             self.nimm |= bit
 
     def set_adapter(self, route: AdapterRoute, level: int) -> int:
-        """A GSI that leads to an adapter is set. KVM: set_adapter_int.
+        """Set a GSI that leads to an adapter. KVM: set_adapter_int.
 
-        Return -1 when it could not be, 0 for a low level and for a summary that was set already, else 1.
+        Return -1 on failure, 0 for a low level and for a summary that was set already, else 1.
         """
         if not level:
             return 0
@@ -221,25 +221,25 @@ class Flic:
     # Snapshots.
 
     def save(self) -> SavedFlic:
-        """What resume takes."""
+        """The state, for resume()."""
         return SavedFlic(self.floating.save(), self.adapters.save(), self.ais, self.simm, self.nimm, self.pfault)
 
     def resume(self, saved: SavedFlic) -> None:
-        """Become what was saved, after check_flic."""
+        """Take a saved state, which check_flic has accepted."""
         self.floating.resume(saved.floating)
         self.adapters.resume(saved.adapters)
         self.ais, self.simm, self.nimm, self.pfault = saved.ais, saved.simm, saved.nimm, saved.pfault
 
 
 def check_flic(saved: SavedFlic) -> None:
-    """Refuse what no FLIC can be."""
+    """Refuse a state that no FLIC can have."""
     check_saved(saved.floating)
     numbers = [adapter.id for adapter in saved.adapters]
     check(len(set(numbers)) == len(numbers), "an adapter is registered twice")
     for adapter in saved.adapters:
         in_range(adapter.id, 0, MAX_ADAPTERS - 1, "an adapter's number")
         in_range(adapter.isc, 0, 0xFF, "an adapter's subclass")
-        check(adapter.maskable or not adapter.masked, f"adapter {adapter.id} is masked and not maskable")
+        check(adapter.maskable or not adapter.masked, f"adapter {adapter.id} is masked, but not maskable")
     for mask in (saved.simm, saved.nimm):
         in_range(mask, 0, 0xFF, "a mask of interruption subclasses")
     check(saved.ais or not (saved.simm or saved.nimm), "interruptions are suppressed without the facility")
@@ -253,5 +253,5 @@ def ais_request(isc: int, mode: int) -> bytes:
 def _head(data: bytes, length: int) -> bytes:
     """The bytes that KVM copies from its caller: EFAULT without so many."""
     if len(data) < length:
-        raise RefusedError(errno.EFAULT, f"the value has {len(data)} bytes, and {length} are needed")
+        raise RefusedError(errno.EFAULT, f"the value has {len(data)} bytes, but {length} are needed")
     return data[:length]

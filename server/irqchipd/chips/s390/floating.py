@@ -1,7 +1,7 @@
 """A VM's floating interrupts, which any vCPU may take. KVM: struct kvm_s390_float_interrupt.
 
-KVM on a machine with the AIV facility collapses adapter interrupts in a bit per subclass (the GISA). This is KVM on a
-machine without it: every interrupt is in a list.
+On a machine with the AIV facility, KVM collapses adapter interrupts in a bit per subclass (the GISA). This module
+follows KVM on a machine without AIV: every interrupt is in a list.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _ONCE: Final = _SERVICES | 1 << Pend.REPRESSIBLE
 
 @dataclass(frozen=True, slots=True)
 class SavedFloating:
-    """The floating interrupts as a snapshot holds them: the lists' in their order, and what is kept once.
+    """The floating interrupts in a snapshot: the lists in order, and the interrupts that are kept once.
 
-    pending has the bits of the latter alone: those of the lists follow from the lists.
+    pending has only the bits of the latter: the lists' bits follow from the lists.
     """
 
     interrupts: tuple[bytes, ...] = ()
@@ -80,14 +80,14 @@ class FloatingInterrupts:
         self.cr14 = 0  # the subclasses of the machine check
 
     def __len__(self) -> int:
-        """How many structures all() returns."""
+        """The number of structures that all() returns."""
         once = (_SERVICES, 1 << Pend.REPRESSIBLE)
         return sum(map(len, self._lists)) + sum(1 for bits in once if self.pending & bits)
 
     # Adding.
 
     def check(self, kinds: Sequence[int]) -> None:
-        """Refuse what cannot all be added: EINVAL for a type, EBUSY when a list is full. KVM: __inject_vm."""
+        """Refuse interrupts that can't all be added: EINVAL for a type, EBUSY when a list is full. KVM: __inject_vm."""
         ios = virtios = pfaults = 0
         for kind in kinds:
             if kind <= Kind.IO_MAX:
@@ -120,12 +120,12 @@ class FloatingInterrupts:
             at += IRQ_SIZE
 
     def _add(self, irq: Irq) -> None:
-        """Add an interrupt that has been checked."""
+        """Add a checked interrupt."""
         info = irq.info
         if isinstance(info, Io):
             self._append(info.isc, short(irq))
         elif isinstance(info, MachineCheck):
-            # KVM: __inject_float_mchk; of the subclasses only that of channel reports is kept.
+            # KVM: __inject_float_mchk; only the subclass of channel reports is kept.
             self.cr14 |= info.cr14 & CR14_CHANNEL_REPORT
             self._mcic |= info.mcic
             self.pending |= 1 << Pend.REPRESSIBLE
@@ -182,13 +182,13 @@ class FloatingInterrupts:
         return Irq(Kind.SERVICE, External(parameter))
 
     def take_service_event(self) -> Irq:
-        """The service signal's events alone; what the guest sees is a parameter of 3. KVM: __deliver_service_ev."""
+        """Only the service signal's events; the guest gets a parameter of 3. KVM: __deliver_service_ev."""
         self._service &= ~SCCB_EVENT
         self.pending &= ~(1 << Pend.SERVICE_EVENT)
         return Irq(Kind.SERVICE, External(SCCB_EVENT))
 
     def take_machine_check(self) -> MachineCheck:
-        """The pending machine check, or nothing but zeros. KVM: __deliver_machine_check, its second half."""
+        """The pending machine check, or all zeros. KVM: __deliver_machine_check, its second half."""
         if not self.pending & 1 << Pend.REPRESSIBLE:
             return MachineCheck()
         taken = MachineCheck(cr14=self.cr14, mcic=self._mcic)
@@ -199,7 +199,7 @@ class FloatingInterrupts:
     def remove_io(self, cr6: int, subchannel: int) -> Irq | None:
         """Take the first I/O interrupt that a mask of subclasses allows. KVM: kvm_s390_get_io_int, without the GISA.
 
-        subchannel is a subsystem identification word, or 0 for any. A guest's TPI ends here, and CLEAR_IO_IRQ.
+        subchannel is a subsystem identification word, or 0 for any. A guest's TPI and CLEAR_IO_IRQ call this.
         """
         for isc in range(MAX_ISC + 1):
             if not cr6 & 0x80 >> isc << 24:
@@ -233,12 +233,12 @@ class FloatingInterrupts:
         return b"".join(parts)
 
     def save(self) -> SavedFloating:
-        """What resume takes."""
+        """The state, for resume()."""
         interrupts = tuple(packed for queue in self._lists for packed in queue)
         return SavedFloating(interrupts, self.pending & _ONCE, self._service, self.cr14, self._mcic)
 
     def resume(self, saved: SavedFloating) -> None:
-        """Become what was saved, after check_saved."""
+        """Take a saved state, which check_saved has accepted."""
         self.clear()
         for packed in saved.interrupts:
             self.add(unpack(packed))
@@ -247,13 +247,11 @@ class FloatingInterrupts:
 
 
 def check_saved(saved: SavedFloating) -> None:
-    """Refuse what no VM can have pending."""
-    check(not saved.pending & ~_ONCE, f"of the pending floating interrupts only {_ONCE:#x} are kept outside of lists")
+    """Refuse a state that no VM can have."""
+    check(not saved.pending & ~_ONCE, f"pending is {saved.pending:#x}; use a subset of {_ONCE:#x}")
     in_range(saved.service, 0, 0xFFFF_FFFF, "a service signal's parameter")
     events = bool(saved.pending & 1 << Pend.SERVICE_EVENT)
-    check(
-        events == bool(saved.service & SCCB_EVENT), "a service signal's events are pending exactly when there are some"
-    )
+    check(events == bool(saved.service & SCCB_EVENT), "a service signal's pending bit contradicts its events")
     held = saved.pending & 1 << Pend.SERVICE or not saved.service & SCCB_MASK
     check(held, "a service signal's SCCB is kept only while the signal is pending")
     check(saved.cr14 in (0, CR14_CHANNEL_REPORT), f"a floating machine check's subclasses are {saved.cr14:#x}")

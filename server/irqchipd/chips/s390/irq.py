@@ -1,6 +1,6 @@
 """An interrupt, and its layout in memory: struct kvm_s390_irq of include/uapi/linux/kvm.h, 72 bytes.
 
-s390 is big-endian, so all layouts here are.
+All layouts here are big-endian, as s390 is.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class MachineCheck:
     fixed_logout: bytes = bytes(16)
 
 
-# What the union holds: a structure; a number, for a CPU address, a prefix or flags of a stop; or nothing.
+# The content of the union: a structure; a number, for a CPU address, a prefix or flags of a stop; or None.
 Info = Io | External | Program | MachineCheck | int | None
 
 
@@ -139,12 +139,12 @@ _EXTERNALS: Final = frozenset({Kind.PFAULT_INIT, Kind.PFAULT_DONE, Kind.VIRTIO, 
 
 
 def is_io(kind: int) -> bool:
-    """Whether an interrupt is of the I/O class: KVM_S390_INT_IO_MIN to KVM_S390_INT_IO_MAX."""
+    """Whether an interrupt is in the I/O class: KVM_S390_INT_IO_MIN to KVM_S390_INT_IO_MAX."""
     return 0 <= kind <= Kind.IO_MAX
 
 
 def name_of(kind: int) -> str:
-    """What a type of interrupt is called in messages."""
+    """The name of a type of interrupt, for messages."""
     if is_io(kind):
         return "adapter" if kind & Kind.IO_ADAPTER else "I/O"
     return NAMES.get(kind, f"type {kind:#x}")
@@ -156,7 +156,7 @@ def word_of(isc: int) -> int:
 
 
 def short(irq: Irq) -> bytes:
-    """An interrupt without the zeros at its end, which lists need not keep."""
+    """An interrupt without the zeros at its end, for lists."""
     kind, info = irq.kind, irq.info
     if isinstance(info, Io):
         packed = _IO.pack(info.subchannel_id, info.subchannel_number, info.parameter, info.word)
@@ -271,7 +271,7 @@ def local_from_parameters(kind: int, parameter: int, parameter64: int) -> Irq:
 
 
 def delivered_data(irq: Irq) -> tuple[int, int]:
-    """What the kernel's trace of a delivery has of an interrupt. KVM: trace_kvm_s390_deliver_interrupt."""
+    """The data of an interrupt in the kernel's trace of a delivery. KVM: trace_kvm_s390_deliver_interrupt."""
     info = irq.info
     if isinstance(info, Io):
         return info.subchannel_id << 16 | info.subchannel_number, info.parameter << 32 | info.word
@@ -285,11 +285,11 @@ def delivered_data(irq: Irq) -> tuple[int, int]:
 
 
 def not_floating(kind: int) -> Exception:
-    """Of an interrupt that a VM cannot have: EINVAL."""
+    """The error for an interrupt that a VM cannot have: EINVAL."""
     allowed = "virtio, service signal, pfault done, machine check and I/O interrupts are allowed"
     return invalid(f"a floating interrupt cannot be {name_of(kind)}; {allowed}")
 
 
 def not_local(kind: int) -> Exception:
-    """Of an interrupt that a vCPU cannot have by itself: EINVAL."""
+    """The error for an interrupt that a vCPU cannot have by itself: EINVAL."""
     return invalid(f"a vCPU's interrupt cannot be {name_of(kind)}; inject it into the VM, or use a vCPU's type")

@@ -1,6 +1,6 @@
 """One vCPU's own interrupts. KVM: struct kvm_s390_local_interrupt, interrupt.c do_inject_vcpu.
 
-This is KVM on a machine that does not interpret SIGP (sclp.has_sigpif): an external call is pending here, too.
+This module follows KVM on a machine that does not interpret SIGP (sclp.has_sigpif): external calls are pending here.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from irqchipd.chips.s390.irq import (
 from irqchipd.chips.s390.pending import Pend
 from irqchipd.chips.saved import check, in_range
 
-PROGRAM_PER: Final = 0x80  # PGM_PER: the code of a PER event, which may come with another
+PROGRAM_PER: Final = 0x80  # PGM_PER: the code of a PER event, which may be added to another code
 ILC_VALID: Final = 0x01
 ILC_MASK: Final = 0x06
 STORE_STATUS: Final = 0x01  # KVM_S390_STOP_FLAG_STORE_STATUS
 
-# The bits of a machine check's interruption code that say which kind it is.
+# The bits of a machine check's interruption code for its kind.
 MCIC_EXIGENT: Final = 1 << 63 | 1 << 62
 MCIC_REPRESSIBLE: Final = 1 << 58 | 1 << 56 | 1 << 55
 
@@ -61,7 +61,7 @@ _NO_CHECK: Final = pack(Irq(Kind.MACHINE_CHECK, MachineCheck()))
 
 @dataclass(frozen=True, slots=True)
 class SavedLocal:
-    """A vCPU's interrupts as a snapshot holds them: what is pending, and the contents that KVM keeps once each.
+    """A vCPU's interrupts in a snapshot: the pending bits, and the contents that KVM keeps once each.
 
     The last three are struct kvm_s390_irq.
     """
@@ -78,17 +78,17 @@ class SavedLocal:
 
 
 class LocalInterrupts:
-    """What is pending for one vCPU. cpus are the identifiers of all vCPUs of the VM."""
+    """The pending interrupts of one vCPU. cpus are the ids of all vCPUs of the VM."""
 
     def __init__(self, cpus: Container[int]) -> None:
         self._cpus = cpus
-        self.stopped = False  # the vCPU's operating state, which decides about two interrupts
+        self.stopped = False  # the vCPU's operating state: a stop and set prefix depend on it
         self.clear()
 
     def clear(self) -> None:
-        """Forget all, as each reset of a vCPU does. KVM: kvm_s390_clear_local_irqs."""
+        """Drop all interrupts, as each reset of a vCPU does. KVM: kvm_s390_clear_local_irqs."""
         self.pending = 0  # one bit each: Pend
-        self._emergencies = 0  # the CPUs that sent one, a bit each
+        self._emergencies = 0  # the CPUs that sent an emergency signal, one bit each
         self._caller = 0
         self._prefix = 0
         self._stop_flags = 0
@@ -143,7 +143,7 @@ class LocalInterrupts:
             self._add_stop(number)
 
     def _add_stop(self, flags: int) -> None:
-        """KVM: __inject_sigp_stop; a stopped vCPU has nothing to obey."""
+        """KVM: __inject_sigp_stop; a stopped vCPU ignores a stop."""
         if flags & ~STORE_STATUS:
             raise invalid(f"a stop's flags are {flags:#x}; use 0, or {STORE_STATUS} to store the status")
         if self.stopped:
@@ -165,7 +165,7 @@ class LocalInterrupts:
         if not new.flags & ILC_VALID:
             new = replace(new, flags=new.flags & ~ILC_MASK | ILC_VALID)
         old = self._program
-        if new.code == PROGRAM_PER:  # the PER event alone
+        if new.code == PROGRAM_PER:  # only the PER event
             self._program = replace(
                 old,
                 code=old.code | PROGRAM_PER,
@@ -189,7 +189,7 @@ class LocalInterrupts:
         self.pending |= 1 << Pend.PROGRAM
 
     def _add_machine_check(self, new: MachineCheck) -> None:
-        """KVM: __inject_mchk; conditions are combined, and of the rest the last is kept."""
+        """KVM: __inject_mchk; conditions are combined, and the other fields are the last machine check's."""
         old = self._check
         self._check = MachineCheck(
             cr14=old.cr14 | new.cr14,
@@ -206,7 +206,7 @@ class LocalInterrupts:
     # Taking.
 
     def take_emergency(self) -> Irq:
-        """The emergency signal of the lowest CPU address that sent one. KVM: __deliver_emergency_signal."""
+        """The emergency signal of the sender with the lowest CPU address. KVM: __deliver_emergency_signal."""
         lowest = self._emergencies & -self._emergencies
         self._emergencies ^= lowest
         if not self._emergencies:
@@ -214,7 +214,7 @@ class LocalInterrupts:
         return Irq(Kind.EMERGENCY, lowest.bit_length() - 1)
 
     def take_machine_check(self) -> MachineCheck:
-        """The pending machine check, or nothing but zeros. KVM: __deliver_machine_check, its first half."""
+        """The pending machine check, or all zeros. KVM: __deliver_machine_check, its first half."""
         if not self.pending & _CHECK_BITS:
             return MachineCheck()
         taken, self._check = self._check, MachineCheck()
@@ -279,7 +279,7 @@ class LocalInterrupts:
     def set_state(self, data: bytes) -> None:
         """Add the interrupts of state(), when none is pending. KVM: kvm_s390_set_irq_state.
 
-        KVM keeps what came before the interrupt that it refuses; here a refused state changes nothing.
+        KVM keeps the interrupts before the one that it refuses; here a refused state changes nothing.
         """
         if not data or len(data) > MAX_STATE or len(data) % IRQ_SIZE:
             raise invalid(f"{len(data)} bytes of interrupts; use a multiple of {IRQ_SIZE} up to {MAX_STATE}")
@@ -294,7 +294,7 @@ class LocalInterrupts:
             raise
 
     def save(self) -> SavedLocal:
-        """What resume takes."""
+        """The state, for resume()."""
         return SavedLocal(
             self.pending,
             self.stopped,
@@ -308,7 +308,7 @@ class LocalInterrupts:
         )
 
     def check(self, saved: SavedLocal) -> None:
-        """Refuse what no vCPU can have pending."""
+        """Refuse a state that no vCPU can have."""
         pending = saved.pending
         check(
             not pending & ~_KNOWN, f"a vCPU's pending interrupts are {pending:#x}; only bits of {_KNOWN:#x} can be set"
@@ -316,22 +316,22 @@ class LocalInterrupts:
         emergencies = int.from_bytes(saved.emergencies, "little")
         check(not emergencies >> MAX_CPUS, "a CPU that can't exist has sent an emergency signal")
         signalled = bool(pending & 1 << Pend.EMERGENCY)
-        check(signalled == bool(emergencies), "an emergency signal is pending exactly when a CPU has sent one")
+        check(signalled == bool(emergencies), "an emergency signal's pending bit contradicts its senders")
         in_range(saved.caller, 0, 0xFFFF, "an external call's sender")
         in_range(saved.prefix, 0, 0xFFFF_FFFF, "a prefix")
         in_range(saved.stop_flags, 0, STORE_STATUS, "a stop's flags")
-        check(not (saved.stopped and pending & 1 << Pend.SIGP_STOP), "a stopped vCPU has no stop pending")
+        check(not (saved.stopped and pending & 1 << Pend.SIGP_STOP), "a stopped vCPU has a pending stop")
         for kind, packed in (
             (Kind.PROGRAM, saved.program),
             (Kind.PFAULT_INIT, saved.pfault),
             (Kind.MACHINE_CHECK, saved.machine_check),
         ):
-            check(len(packed) == IRQ_SIZE, f"an interrupt has {len(packed)} bytes; it has {IRQ_SIZE}")
+            check(len(packed) == IRQ_SIZE, f"an interrupt has {len(packed)} bytes, not {IRQ_SIZE}")
             found = int.from_bytes(packed[:8], "big")
             check(found == kind, f"an interrupt's type is {found:#x}; it must be {kind:#x}")
 
     def resume(self, saved: SavedLocal) -> None:
-        """Become what was saved, after check."""
+        """Take a saved state, which check has accepted."""
         self.pending = saved.pending
         self.stopped = saved.stopped
         self._emergencies = int.from_bytes(saved.emergencies, "little")

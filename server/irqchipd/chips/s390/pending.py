@@ -1,4 +1,4 @@
-"""Which interrupts a vCPU may take, and in which order. KVM: enum irq_types, interrupt.c deliverable_irqs."""
+"""The interrupts that a vCPU may take, and their order. KVM: enum irq_types, interrupt.c deliverable_irqs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 
 class Pend:
-    """IRQ_PEND_*: the numbers of the bits, in ascending order of priority. Those that KVM never sets are left out."""
+    """IRQ_PEND_*: the numbers of the bits, in ascending order of priority. Bits that KVM never sets are left out."""
 
     SET_PREFIX: Final = 0
     RESTART: Final = 1
@@ -42,7 +42,7 @@ EXTERNAL_MASK: Final = (
     | 1 << Pend.EMERGENCY
 )
 
-# The bits of a PSW's first half that enable classes of interrupts, and the one of the wait state.
+# The bits of a PSW's first half that enable classes of interrupts, and the wait state's bit.
 PSW_IO: Final = 1 << 57
 PSW_EXTERNAL: Final = 1 << 56
 PSW_MACHINE_CHECK: Final = 1 << 50
@@ -69,7 +69,7 @@ _CR0: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """What of a vCPU's registers says which interrupts it takes: the PSW's mask and four control registers.
+    """The masks in a vCPU's registers of the interrupts that it takes: the PSW's mask and control registers.
 
     The defaults are those of an initial reset.
     """
@@ -92,10 +92,10 @@ def iscs_of(cr6: int) -> int:
 
 
 def deliverable(pending: int, masks: Masks, machine_check_cr14: int) -> int:
-    """Which of the pending interrupts a vCPU may take. KVM: deliverable_irqs.
+    """The pending interrupts that a vCPU may take. KVM: deliverable_irqs.
 
-    machine_check_cr14 are the subclasses of the pending machine checks, floating and local ones together, as there.
-    A stop is never among them: a vCPU obeys it when nothing else is to be taken.
+    machine_check_cr14 has the subclasses of the pending machine checks, floating and local ones together, as in KVM.
+    The result never includes a stop, which a vCPU obeys after all other interrupts.
     """
     if not masks.psw & PSW_EXTERNAL:
         pending &= ~EXTERNAL_MASK

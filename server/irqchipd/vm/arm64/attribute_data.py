@@ -1,4 +1,4 @@
-"""What user space gives and gets with an attribute, and how an attribute that is not there is refused."""
+"""The data of an attribute, in and out, and the error of an unknown attribute."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def no_attribute(group: int, attr: int) -> VmError:
 
 
 def number_from(data: bytes, size: int) -> int:
-    """What get_user() takes from the data: EFAULT where there are fewer bytes."""
+    """The number that get_user() takes from the data: EFAULT for too few bytes."""
     if len(data) < size:
-        raise VmError(errno.EFAULT, f"the attribute has {size} bytes, and the data {len(data)}: give {size} or more")
+        raise VmError(errno.EFAULT, f"the attribute has {size} bytes, but the data {len(data)}: give {size} or more")
     return int.from_bytes(data[:size], "little")
 
 
 def data_with(data: bytes, size: int, value: int) -> bytes:
-    """The data after put_user(): EFAULT where there is no room."""
+    """The data after put_user(): EFAULT for too few bytes."""
     number_from(data, size)
     return value.to_bytes(size, "little") + data[size:]

@@ -1,4 +1,4 @@
-"""The attributes of a VM's devices: what the kernel answers, and in which order it checks.
+"""The attributes of a VM's devices, with the kernel's answers and its order of checks.
 
 KVM: vgic-kvm-device.c. A vCPU's attributes are in vcpu_attributes.py.
 """
@@ -24,7 +24,7 @@ _INFO_SHIFT: Final = 10  # KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT
 _INFO: Final = 0x3FFFFF
 _INTID: Final = 0x3FF
 _U32: Final = 0xFFFF_FFFF
-# What GICv3's REDIST_REGION has: the index, flags, the base and the count.
+# The fields of GICv3's REDIST_REGION: the index, flags, the base and the count.
 _INDEX: Final = 0xFF  # of the twelve bits the kernel keeps eight
 _FLAGS_SHIFT, _FLAGS = 12, 0xF
 _BASE: Final = 0xF_FFFF_FFFF_0000
@@ -56,7 +56,7 @@ class GicAttributes:
         elif group == Group.CTRL and attr == Control.INIT:
             board.initialise()
         elif group == Group.CTRL and attr == Control.SAVE_PENDING_TABLES and board.v3 is not None:
-            # There are no LPIs, whose tables could be saved. KVM: vgic_v3_save_pending_tables.
+            # Nothing to save: the VM has no LPIs. KVM: vgic_v3_save_pending_tables.
             if not board.initialised:
                 raise VmError(errno.ENXIO, "the GIC is not initialised: set its attribute CTRL_INIT first")
         else:
@@ -78,7 +78,7 @@ class GicAttributes:
         elif attr == Address.V3_REDIST_REGION and v3:
             count, flags = address >> _COUNT_SHIFT, address >> _FLAGS_SHIFT & _FLAGS
             if not count or flags:
-                raise invalid(f"{count} redistributors and flags {flags:#x}; at least 1 and no flag are allowed")
+                raise invalid(f"{count} redistributors with flags {flags:#x}; use 1 or more, without flags")
             board.place_redistributors(address & _INDEX, address & _BASE, count)
         else:
             raise no_attribute(Group.ADDR, attr)
@@ -88,11 +88,11 @@ class GicAttributes:
         self._board.set_dist(address)
 
     def set_device_addr(self, number: int, address: int) -> None:
-        """KVM_ARM_SET_DEVICE_ADDR, of a GICv2 alone. KVM: kvm_set_legacy_vgic_v2_addr."""
+        """KVM_ARM_SET_DEVICE_ADDR, only for a GICv2. KVM: kvm_set_legacy_vgic_v2_addr."""
         attr = number & 0xFFFF
         device = number >> 16 & 0xFFFF
         if device or attr not in (Address.V2_DIST, Address.V2_CPU) or self._board.v2 is None:
-            raise VmError(errno.ENODEV, f"id {number:#x} is no address of a GICv2 that the VM has; 0 and 1 may be")
+            raise VmError(errno.ENODEV, f"id {number:#x} is invalid: use 0 or 1, in a VM with a GICv2")
         self._set_address(attr, address)
 
     # KVM_GET_DEVICE_ATTR. KVM: vgic_v2_get_attr, vgic_v3_get_attr.
@@ -128,7 +128,7 @@ class GicAttributes:
     # KVM_HAS_DEVICE_ATTR. KVM: vgic_v2_has_attr, vgic_v3_has_attr.
 
     def has(self, group: int, attr: int) -> None:
-        """ENXIO where there is no such attribute."""
+        """ENXIO for an unknown attribute."""
         v3 = self._board.v3 is not None
         if group == Group.ADDR:
             there = attr in ((Address.V3_DIST, Address.V3_REDIST, Address.V3_REDIST_REGION) if v3 else (0, 1))
@@ -153,7 +153,7 @@ class GicAttributes:
         return group in (Group.DIST_REGS, Group.REDIST_REGS, Group.CPU_SYSREGS, Group.LEVEL_INFO)
 
     def _cpu(self, group: int, attr: int) -> GicCpu:
-        """The CPU that an attribute names, by id or by affinity: EINVAL without one.
+        """The CPU that an attribute names, by id or by affinity: EINVAL for an unknown CPU.
 
         KVM: vgic_v2_parse_attr, vgic_v3_parse_attr.
         """
@@ -220,12 +220,12 @@ class GicAttributes:
 def _intid(attr: int) -> int:
     """The first interrupt of KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO."""
     if attr >> _INFO_SHIFT & _INFO:
-        raise invalid(f"attribute {attr:#x} asks for other information than the level of lines")
+        raise invalid(f"attribute {attr:#x} is invalid: only the level of lines can be read")
     return attr & _INTID
 
 
 class VfioAttributes:
-    """The attributes of a VFIO device: there are none."""
+    """The attributes of a VFIO device, which has none."""
 
     def set(self, group: int, attr: int, data: bytes) -> None:  # noqa: ARG002
         """Refuse all."""
@@ -233,7 +233,7 @@ class VfioAttributes:
 
     def get(self, group: int, attr: int, data: bytes) -> bytes:  # noqa: ARG002
         """Refuse all. KVM: kvm_main.c kvm_device_ioctl_attr, of a device without get_attr."""
-        raise VmError(errno.EPERM, "a VFIO device has no attribute that can be read")
+        raise VmError(errno.EPERM, "a VFIO device has no readable attributes")
 
     def has(self, group: int, attr: int) -> None:
         """Refuse all."""

@@ -33,7 +33,7 @@ from irqchipd.vm.sources import RESAMPLERS, SHARED, LineSource
 
 
 class Arm64Board(Board):
-    """A GIC and vCPUs with what connects them. It is the wires of the GIC."""
+    """A GIC and vCPUs, wired together. The board implements GicWires."""
 
     def __init__(self, agenda: Agenda, list_registers: int, priority_bits: int) -> None:
         super().__init__(agenda)
@@ -42,33 +42,33 @@ class Arm64Board(Board):
         # In the order of creation, and by id.
         self.cpus: list[Arm64Cpu] = []
         self.cpu_of: dict[int, Arm64Cpu] = {}
-        self.gic: Vgic | None = None  # the one of the next two that is there
+        self.gic: Vgic | None = None  # v2 or v3, whichever exists
         self.v2: GicV2 | None = None
         self.v3: GicV3 | None = None
         self.its: list[ItsFrame] = []  # in the order of creation
         self.places = Places()
-        # How many INTIDs user space wants, 0 before it says so; whether they are there (vgic_initialized).
+        # The number of INTIDs that user space wants, 0 until set; and whether they exist (vgic_initialized).
         self.interrupts_wanted = 0
         self.initialised = False
-        # Whether the frames are on the bus (vgic_ready), or why they could not be, after which the VM is dead.
+        # Whether the frames are on the bus (vgic_ready); or the error that kept them off the bus, and killed the VM.
         self.ready = False
         self.dead: VmError | None = None
         # The features of all vCPUs once one is initialised; the PPIs of the timers, and whether they may change.
         self.features: int | None = None
         self.ppis = list(USUAL_PPIS)
         self.ppis_fixed = False
-        # Which line sources drive a line high: bit n is source n. Lines that none drives are not here.
+        # The line sources that drive a line high: bit n is source n. Lines that no source drives are absent.
         self.drivers: dict[int, int] = {}
         self.shared_source: LineSource | None = None
         self._spi_of: dict[int, int] = {}
         self.notices = self.spi_notices = SpiNotices(agenda, self.lower_resampled)
-        # Whose access a frame answers.
+        # The vCPU whose access a frame answers.
         self.running: Arm64Cpu
 
     # Assembly.
 
     def add_gic(self, version: int) -> None:
-        """Put in a GIC that is yet to be initialised."""
+        """Put in an uninitialised GIC."""
         if version == 2:
             self.gic = self.v2 = GicV2(self, self.list_registers)
         else:
@@ -86,11 +86,11 @@ class Arm64Board(Board):
             self.v3.redistributors.add_its()
 
     def add_cpu(self, vcpu_id: int) -> Arm64Cpu:
-        """Put in a vCPU; EEXIST for an id that there is. Its redistributor may find no place: EINVAL."""
+        """Put in a vCPU: EEXIST for an id in use, EINVAL without a place for its redistributor."""
         place = self.places.find() if self.v3 is not None else None
         if place is not None:
             assert place.region is not None
-            # The place stays taken where the creation fails behind this.
+            # The place stays taken if the creation fails later.
             place.region.used += 1
         if vcpu_id in self.cpu_of:
             raise VmError(errno.EEXIST, f"there is a vCPU {vcpu_id} already: choose another id")
@@ -102,7 +102,7 @@ class Arm64Board(Board):
         return cpu
 
     def put_cpu(self, vcpu_id: int, place: Place | None) -> Arm64Cpu:
-        """Put in a vCPU whose redistributor is yet to be put on the bus."""
+        """Put in a vCPU, whose redistributor is not on the bus yet."""
         cpu = Arm64Cpu(self.agenda, self, vcpu_id, len(self.cpus))
         self.cpus.append(cpu)
         self.cpu_of[vcpu_id] = cpu
@@ -161,21 +161,21 @@ class Arm64Board(Board):
         return isinstance(self.mmio.device_at(place.base, FRAME_SIZE), RegistersFrame)
 
     def set_dist(self, base: int) -> None:
-        """Place the distributor, whose memory is then no region's."""
+        """Place the distributor, and reserve its memory."""
         page = Reserved(base, V2_DIST_SIZE if self.v2 is not None else V3_DIST_SIZE, "the distributor's")
         self.regions.check_free(page)
         self.regions.reserve(page)
         self.places.dist = base
 
     def set_cpu_frame(self, base: int) -> None:
-        """Place a GICv2's CPU interfaces, whose memory is then no region's."""
+        """Place a GICv2's CPU interfaces, and reserve their memory."""
         page = Reserved(base, V2_CPU_SIZE, "the CPU interfaces'")
         self.regions.check_free(page)
         self.regions.reserve(page)
         self.places.cpu = base
 
     def place_its(self, frame: ItsFrame, address: int) -> None:
-        """Give an interrupt translation service its address, whose memory is then no region's."""
+        """Give an interrupt translation service its address, and reserve its memory."""
         page = Reserved(address, ITS_FRAME_SIZE, "an interrupt translation service's")
         self.regions.check_free(page)
         self.mmio.register(address, ITS_FRAME_SIZE, frame)
@@ -183,7 +183,7 @@ class Arm64Board(Board):
         frame.address = address
 
     def want_interrupts(self, interrupts: int) -> None:
-        """Say how many INTIDs there will be."""
+        """Set the number of INTIDs."""
         assert self.gic is not None
         self.interrupts_wanted = self.gic.interrupts = interrupts
 
@@ -205,7 +205,7 @@ class Arm64Board(Board):
             self.initialise()
 
     def map_frames(self) -> None:
-        """Before a vCPU runs: put the frames on the bus, or the VM is dead. KVM: kvm_vgic_map_resources."""
+        """Before a vCPU runs: put the frames on the bus; if that fails, the VM is dead. KVM: kvm_vgic_map_resources."""
         if self.ready or self.gic is None:
             return
         try:
@@ -214,12 +214,12 @@ class Arm64Board(Board):
             else:
                 self._prepare_v3()
         except VmError as error:
-            self.die(f"a vCPU was to run, and {error.message}")
+            self.die(f"a vCPU can't run: {error.message}")
             raise
         self.register_frames()
 
     def die(self, reason: str) -> None:
-        """The VM can do nothing any more. KVM: kvm_vm_dead."""
+        """Refuse all further operations of the VM. KVM: kvm_vm_dead."""
         self.dead = VmError(errno.EIO, f"VM {self.agenda.name!r} is dead: {reason}; delete the VM")
 
     def register_frames(self) -> None:
@@ -249,14 +249,14 @@ class Arm64Board(Board):
         if None in places.of or places.dist is None:
             raise VmError(errno.ENXIO, "the GIC has no addresses: set those of its distributor and redistributors")
         if not places.fits():
-            raise invalid("the distributor overlaps redistributors, or these are beyond the guest's memory")
+            raise invalid("the redistributors overlap the distributor, or are beyond the guest's memory")
         if not self.initialised:
             raise VmError(errno.EBUSY, "the GICv3 was not initialised: set its attribute CTRL_INIT first")
 
     def wire_timers(self, cpu: Arm64Cpu) -> None:
-        """Connect the timers of a vCPU that runs: EINVAL where a PPI is another device's. KVM: kvm_timer_enable.
+        """Connect the timers of a vCPU that runs: EINVAL if a PPI belongs to another device. KVM: kvm_timer_enable.
 
-        What a timer has taken stays its own, even if the vCPU cannot run (timer_irqs_are_valid).
+        A timer keeps a PPI that it has taken, even if the vCPU cannot run (timer_irqs_are_valid).
         """
         gic = self.gic
         if gic is None:
@@ -280,7 +280,7 @@ class Arm64Board(Board):
             self._restore_line(line)
 
     def _reset_gic(self) -> None:
-        """The GIC as it was when it was initialised; what user space has chosen stays."""
+        """Return the GIC to its state after the initialisation; user space's settings stay."""
         if self.v2 is not None:
             fresh = GicV2(self, self.list_registers)
             fresh.revision, fresh.groups_writable = self.v2.revision, self.v2.groups_writable
@@ -296,7 +296,7 @@ class Arm64Board(Board):
             self.v3.resume(SavedGicV3(**new.save()))
 
     def _restore_line(self, line: int) -> None:
-        """After a reset: a line that is high is so still, which is no edge."""
+        """After a reset: keep a high line high, without an edge."""
         if line < VCPU_LINES:
             assert self.gic is not None
             self.gic.spis[line - PRIVATE].line = True  # seen once the SPI is level-triggered
@@ -307,7 +307,7 @@ class Arm64Board(Board):
         for cpu in self.cpus:
             gic.add_cpu(cpu.id, cpu.in_gic.affinity)
         gic.add_spis(self.interrupts_wanted)
-        # Devices in the kernel keep their interrupts.
+        # The timers and the PMU keep their interrupts.
         assert self.gic is not None
         for old, new in zip(self.cpus, gic.cpus, strict=True):
             _keep_devices(new.private, old.in_gic.private)
@@ -337,7 +337,7 @@ class Arm64Board(Board):
         return 0
 
     def drive(self, line: int, level: int, source: int) -> None:
-        """Drive a line from a source: what the GIC sees is the OR. A rise is seen while others are high, too."""
+        """Drive a line from a source. The GIC sees the OR, and a rise even while other sources drive the line high."""
         sources = self.drivers.get(line, 0)
         if level:
             self.drivers[line] = sources | source
@@ -351,12 +351,12 @@ class Arm64Board(Board):
             self._inject(line, False)
 
     def hold(self, lines: Iterable[int], source: int) -> None:
-        """After a restoration: a source drives lines high, which the GIC knows."""
+        """After a restoration: a source drives lines high; the GIC's state has their levels."""
         for line in lines:
             self.drivers[line] = self.drivers.get(line, 0) | 1 << source
 
     def raise_gsi(self, gsi: int) -> None:
-        """An irqfd was written: its SPI rises, and nobody holds it high. KVM: kvm_arch_set_irq_inatomic."""
+        """An irqfd was written: its SPI rises, and no source holds it high. KVM: kvm_arch_set_irq_inatomic."""
         line = self.line_of_gsi(gsi)
         if self.observer is not None:
             self.observer.kvm_set_irq(gsi, 1, SHARED)
@@ -364,7 +364,7 @@ class Arm64Board(Board):
             self._inject(line, True)
 
     def lower_gsi(self, gsi: int) -> None:
-        """The kernel lowers a GSI, of which it can't tell who has raised it: KVM_IRQ_LINE's own level goes, too."""
+        """Lower a GSI. The kernel does not know the sources of a level: KVM_IRQ_LINE's own level drops, too."""
         line = self.line_of_gsi(gsi)
         if line is not None:
             shared = self.shared_source
@@ -415,7 +415,7 @@ class Arm64Board(Board):
         self._set_line(cpu.private[ppi], level, OWNERS[timer])
 
     def signal_msi(self, address: int, data: int) -> int:
-        raise NotImplementedError  # there is nothing that takes an MSI: see Arm64Vm
+        raise NotImplementedError  # no MSI reaches an interrupt: see Arm64Lines.signal_msi
 
     def raw_probes(self) -> list[RawProbes]:
         return [] if self.gic is None else raw_probes(self.gic, self.v2, self.v3)
@@ -429,7 +429,7 @@ class Arm64Board(Board):
     def named_lines(self, raw: RawProbes) -> dict[str, int]:
         return {line_name(line): sources for line, sources in raw}
 
-    # What a vCPU needs of its GIC.
+    # For vCPUs: see GicSide.
 
     def flush(self, cpu: GicCpu) -> None:
         """Load a CPU interface, and fill its list registers."""
@@ -494,7 +494,7 @@ class Arm64Board(Board):
         return (timers.virtual_timer if intid == self.ppis[VIRTUAL] else timers.physical_timer).fires
 
     def set_physical_active(self, cpu: int, intid: int, active: bool) -> None:
-        """The host's interrupt of a timer is no part of the VM: the timer's level is asked for again each time."""
+        """Do nothing: the host's timer interrupt is outside the VM, and the timer's level is read again each time."""
 
     def is_last(self, cpu: int) -> bool:
         return self.places.is_last(cpu)

@@ -1,7 +1,7 @@
-"""What KVM_CHECK_EXTENSION answers on arm64, by numbers in <linux/kvm.h>, and KVM_ENABLE_CAP takes.
+"""Capabilities on arm64, by their numbers in <linux/kvm.h>: for KVM_CHECK_EXTENSION and KVM_ENABLE_CAP.
 
 Linux v6.12: arch/arm64/kvm/arm.c kvm_vm_ioctl_check_extension, virt/kvm/kvm_main.c
-kvm_vm_ioctl_check_extension_generic. The host is the golden traces': a Cortex-A57.
+kvm_vm_ioctl_check_extension_generic. The host is that of the golden traces: a Cortex-A57.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MSI_DEVID: Final = 131
 NISV_TO_USER: Final = 177
 HALT_POLL: Final = 182
 SYSTEM_SUSPEND: Final = 216
-# What user space can enable; none changes what this daemon does.
+# Capabilities that user space can enable; none has an effect in this daemon.
 ENABLED: Final = (NISV_TO_USER, HALT_POLL, SYSTEM_SUSPEND)
 
 _CAPABILITIES: Final = {
@@ -79,6 +79,6 @@ _CAPABILITIES: Final = {
 
 
 def capabilities(version: int) -> Mapping[int, int]:
-    """What the system answers of a host with a GIC of a version; 0 is a GICv3 that can be a GICv2, too."""
+    """The capabilities of a host with a GIC of a version; 0 is a GICv3 that can also be a GICv2."""
     check_version(version)
     return {**_CAPABILITIES, MAX_VCPUS: max_vcpus(version), MAX_VCPU_ID: max_vcpus(version), MSI_DEVID: -EINVAL}

@@ -79,18 +79,18 @@ def _check_devices(saved: Arm64State) -> None:
         check(saved.devices.count(kind) <= 1, f"several devices of type {kind}")
     check(saved.devices.count(DeviceType.ITS) == len(saved.its), "an interrupt translation service has no state")
     check(DeviceType.GICV2 not in saved.devices or saved.gicv2 is not None, "a GICv2 has no state")
-    check((DeviceType.GICV3 in saved.devices) == (saved.gicv3 is not None), "a GICv3 goes with its state")
-    check(saved.gicv2 is None or saved.gic_version != 3, "a GICv2 on a host that has none")
+    check((DeviceType.GICV3 in saved.devices) == (saved.gicv3 is not None), "a GICv3 and its state must come together")
+    check(saved.gicv2 is None or saved.gic_version != 3, "a GICv2 on a host without one")
 
 
 def _check_stages(saved: Arm64State, gic: SavedGic | None) -> None:
-    check(not saved.initialised or gic is not None, "a GIC that is not there is initialised")
+    check(not saved.initialised or gic is not None, "initialised without a GIC")
     check(not saved.ready or (saved.initialised and not saved.dead), "ready without being initialised, or dead")
     check(not saved.dead or gic is not None, "dead without a GIC")
     number = saved.interrupts
     check(number == 0 or (64 <= number <= MAX_INTERRUPTS and number % 32 == 0), f"{number} interrupts")
     check(number == 0 or gic is not None, "interrupts without a GIC")
-    check(number != 0 or not saved.initialised, "no interrupts of a GIC that is initialised")
+    check(number != 0 or not saved.initialised, "an initialised GIC without interrupts")
     check(len(saved.timer_interrupts) == len(USUAL_PPIS), f"{len(saved.timer_interrupts)} timer_interrupts")
     for ppi in saved.timer_interrupts:
         in_range(ppi, SGIS, PRIVATE - 1, "a timer's interrupt")
@@ -115,9 +115,9 @@ def _check_vcpus(saved: Arm64State, gic: SavedGic | None) -> None:
 def _check_vcpu(vcpu: Arm64VcpuState, saved: Arm64State, gic: SavedGic | None) -> None:
     states = [state + MP_STATE_OFFSET for state in MP_STATES]
     check(vcpu.mp_state in states and vcpu.initial_state in states, f"run states of vCPU {vcpu.vcpu}")
-    check(not vcpu.has_run or vcpu.features is not None, f"vCPU {vcpu.vcpu} has run, and is not initialised")
+    check(not vcpu.has_run or vcpu.features is not None, f"vCPU {vcpu.vcpu} has run, but is not initialised")
     check(
-        not vcpu.has_run or gic is None or vcpu.timers_wired, f"vCPU {vcpu.vcpu} has run, and its timers are not wired"
+        not vcpu.has_run or gic is None or vcpu.timers_wired, f"vCPU {vcpu.vcpu} has run, but its timers are not wired"
     )
     wired = saved.ready and saved.timer_interrupts_fixed and vcpu.features is not None
     check(not vcpu.timers_wired or wired, f"timers_wired of vCPU {vcpu.vcpu}")
@@ -157,9 +157,9 @@ def _check_places(saved: Arm64State) -> None:
         if place.region is not None:
             check(place.region in bases, f"region {place.region} of vCPU {vcpu.vcpu} is absent")
             region = bases[place.region]
-            check(place.index < region.used, f"the place of vCPU {vcpu.vcpu} was not given away")
+            check(place.index < region.used, f"the place of vCPU {vcpu.vcpu} is not in use")
             check(place.base == region.base + FRAME_SIZE * place.index, f"the address of vCPU {vcpu.vcpu}'s place")
-            check((place.region, place.index) not in taken, "a place is two vCPUs'")
+            check((place.region, place.index) not in taken, "two vCPUs have the same place")
             taken.add((place.region, place.index))
         in_range(place.index, 0, 1 << 16, "index of a place")
         if place.on_bus:
@@ -173,7 +173,7 @@ def _check_places(saved: Arm64State) -> None:
 
 
 def _check_address(address: int | None, alignment: int, size: int, there: bool, what: str) -> None:
-    check(address is None or there, f"{what} without a GIC that has it")
+    check(address is None or there, f"{what} without its GIC")
     if address is not None:
         check(address % alignment == 0 and address < IPA_SIZE and address + size <= IPA_SIZE, f"{what} is {address:#x}")
 
@@ -181,7 +181,7 @@ def _check_address(address: int | None, alignment: int, size: int, there: bool, 
 def _check_apart(frames: Iterable[tuple[int, int]]) -> None:
     end = 0
     for base, size in sorted(frames):
-        check(base >= end, f"two frames have a part of {base:#x}")
+        check(base >= end, f"two frames overlap at {base:#x}")
         end = base + size
 
 
@@ -193,22 +193,22 @@ def _check_gic(saved: Arm64State, gic: SavedGic | None) -> None:
         saved.gicv2.check(len(vcpus), saved.list_registers)
     if saved.gicv3 is not None:
         saved.gicv3.check(len(vcpus), saved.list_registers, saved.priority_bits)
-        check(saved.gicv3.has_its == (DeviceType.ITS in saved.devices), "has_its goes with the device")
+        check(saved.gicv3.has_its == (DeviceType.ITS in saved.devices), "has_its differs from the devices")
     spis = saved.interrupts - PRIVATE if saved.initialised else 0
-    check(len(gic.spis) == spis, f"the GIC has {len(gic.spis)} SPIs, and not {spis}")
+    check(len(gic.spis) == spis, f"the GIC has {len(gic.spis)} SPIs, not {spis}")
     virtual, physical = saved.timer_interrupts[:TIMERS]
     for vcpu, cpu in zip(vcpus, gic.cpus, strict=True):
-        check(not cpu.list_registers, "list registers are in use, while no guest runs")
+        check(not cpu.list_registers, "list registers are in use outside of a guest")
         for ppi in _PPIS:
             interrupt = cpu.private[ppi]
             mapped = vcpu.timers_wired and ppi == virtual
             what = f"interrupt {ppi} of vCPU {vcpu.vcpu}"
-            check(interrupt.hardware == mapped, f"{what} is mapped to the host's, or is not")
-            check(not mapped or interrupt.physical == USUAL_PPIS[VIRTUAL], f"{what} is mapped to another of the host")
-            check((interrupt.owner == Owner.VIRTUAL_TIMER) == mapped, f"{what} is the virtual timer's, or is not")
+            check(interrupt.hardware == mapped, f"{what} is mapped: {interrupt.hardware}")
+            check(not mapped or interrupt.physical == USUAL_PPIS[VIRTUAL], f"{what} is mapped to {interrupt.physical}")
+            check((interrupt.owner == Owner.VIRTUAL_TIMER) == mapped, f"the owner of {what} is {interrupt.owner}")
             wired = vcpu.timers_wired and ppi == physical
-            check(not wired or interrupt.owner == Owner.PHYSICAL_TIMER, f"{what} is not the physical timer's")
-            check(interrupt.owner != Owner.PHYSICAL_TIMER or saved.ready, f"{what} has an owner, and no vCPU could run")
+            check(not wired or interrupt.owner == Owner.PHYSICAL_TIMER, f"the owner of {what} is {interrupt.owner}")
+            check(interrupt.owner != Owner.PHYSICAL_TIMER or saved.ready, f"{what} has an owner before vCPUs can run")
             check(interrupt.owner != Owner.PMU or _is_of_pmu(vcpu, ppi), f"{what} is not the PMU's")
             in_range(interrupt.owner, NO_OWNER, Owner.PMU, f"the owner of {what}")
     for spi, interrupt in enumerate(gic.spis, PRIVATE):
@@ -230,8 +230,8 @@ def _check_lines(state: VmState, saved: Arm64State) -> None:
     lines.update(saved.resampled_lines)
     for line in lines:
         if line < VCPU_LINES:
-            check(saved.initialised and PRIVATE <= line < saved.interrupts, f"line {line} is no SPI's")
+            check(saved.initialised and PRIVATE <= line < saved.interrupts, f"line {line} is not an SPI")
             continue
         vcpu, number = owner_of(line)
-        check(vcpu in known, f"line {line} is of vCPU {vcpu}, which does not exist")
-        check(number < 2 or (saved.initialised and number in _PPIS), f"line {line} is neither a PPI's nor a vCPU's")
+        check(vcpu in known, f"line {line} belongs to vCPU {vcpu}, which does not exist")
+        check(number < 2 or (saved.initialised and number in _PPIS), f"line {line} is neither a PPI nor a vCPU's line")

@@ -11,13 +11,13 @@ from irqchipd.vm.arm64.timer import PHYSICAL, VIRTUAL, Timer
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.vcpu_state import MpState, Outcome
 
-# What ends a halt, as Taken's second part has it: the vCPU's IRQ or FIQ is asserted. Nothing is acknowledged.
+# A halt's outcome, in Taken's second part: the vCPU's IRQ or FIQ is asserted. The halt acknowledges nothing.
 IRQ: Final = 2
 FIQ: Final = 3
 
 
 class GicSide(Protocol):
-    """What a vCPU needs of its GIC, in which a GicCpu is its part."""
+    """The GIC, for a vCPU; a GicCpu is the vCPU's part of the GIC."""
 
     def flush(self, cpu: GicCpu) -> None:
         """Load a CPU interface, and fill its list registers."""
@@ -39,21 +39,21 @@ class GicSide(Protocol):
 
 
 class Arm64Cpu(Vcpu):
-    """A vCPU. It is the wires of its timers."""
+    """A vCPU. This class implements TimerWires."""
 
     def __init__(self, agenda: Agenda, gic: GicSide, vcpu_id: int, index: int) -> None:
         super().__init__(agenda, vcpu_id, index)
         self._side = gic
         self.gic: GicCpu | None = None
-        # What KVM_ARM_VCPU_INIT has set, or None before that.
+        # The features of KVM_ARM_VCPU_INIT, or None before it.
         self.features: int | None = None
-        # The run state, and the one that KVM_ARM_VCPU_INIT has given.
+        # The run state now, and after KVM_ARM_VCPU_INIT.
         self.mp_state: int = MpState.RUNNABLE
         self.initial_state: int = MpState.RUNNABLE
         self.has_run = False
-        # HCR_EL2.VI and VF, which KVM_IRQ_LINE sets where there is no GIC: bit 0 IRQ, bit 1 FIQ.
+        # HCR_EL2.VI and VF, which KVM_IRQ_LINE sets without a GIC: bit 0 IRQ, bit 1 FIQ.
         self.lines = 0
-        # Where the stolen time is (KVM_ARM_VCPU_PVTIME_IPA), and the PMU's interrupt.
+        # The address of the stolen time (KVM_ARM_VCPU_PVTIME_IPA), and the PMU's interrupt.
         self.stolen_time: int | None = None
         self.pmu_interrupt = 0
         self.pmu_ready = False
@@ -67,7 +67,7 @@ class Arm64Cpu(Vcpu):
 
     @property
     def in_gic(self) -> GicCpu:
-        """The GIC's part, of a vCPU that has accessed the GIC."""
+        """The vCPU's part of the GIC; the VM must have a GIC."""
         assert self.gic is not None
         return self.gic
 
@@ -91,7 +91,7 @@ class Arm64Cpu(Vcpu):
         self.priorities_changed()
 
     def step(self) -> None:
-        """What trapped has been done: the guest goes on behind the instruction, and leaves again."""
+        """After a trapped instruction: enter the guest after it, and exit again."""
         self.flush()
         self.exit_guest()
 
@@ -110,7 +110,7 @@ class Arm64Cpu(Vcpu):
             return False
         return self.lines != 0 or (self.gic is not None and self._side.pending(self.gic))
 
-    def wake(self, interrupts_masked: bool) -> Outcome:  # noqa: ARG002 - WFI ends whatever PSTATE masks
+    def wake(self, interrupts_masked: bool) -> Outcome:  # noqa: ARG002 - PSTATE does not mask this
         if not self.has_interrupt():
             return None
         self.flush()
@@ -125,13 +125,13 @@ class Arm64Cpu(Vcpu):
             self._side.drive_timer(self.gic, timer, level)
 
     def wire_timers(self) -> None:
-        """The vCPU has run with a GIC: the timers interrupt it. KVM: kvm_timer_enable."""
+        """The vCPU runs with a GIC: let the timers interrupt. KVM: kvm_timer_enable."""
         for timer in (self.virtual_timer, self.physical_timer):
             timer.wired = True
             timer.changed()
 
     def initialise(self, features: int) -> None:
-        """KVM_ARM_VCPU_INIT, which has been checked. KVM: arm.c kvm_arch_vcpu_ioctl_vcpu_init, kvm_reset_vcpu."""
+        """KVM_ARM_VCPU_INIT, with checked features. KVM: arm.c kvm_arch_vcpu_ioctl_vcpu_init, kvm_reset_vcpu."""
         self.features = features & ~Feature.POWER_OFF
         self.mp_state = self.initial_state = MpState.STOPPED if features & Feature.POWER_OFF else MpState.RUNNABLE
         self.lines = 0
@@ -147,7 +147,7 @@ class Arm64Cpu(Vcpu):
             self._side.forget_timer(self.gic)
 
     def reset(self) -> None:
-        """RESET: as KVM_ARM_VCPU_INIT left it."""
+        """RESET: the state after KVM_ARM_VCPU_INIT."""
         self.reset_count += 1
         self.lines = 0
         self.mp_state = self.initial_state

@@ -1,7 +1,7 @@
-"""The GIC's frames on the I/O bus. A guest's access to one is the running vCPU's: see Running.
+"""The GIC's frames on the I/O bus. The running vCPU makes an access: see Running.
 
-An access to the distributor or a redistributor traps; the vCPU has left its guest, and goes on behind the access. The
-GICC frame of a GICv2 is hardware: the vCPU leaves its guest only after the access.
+An access to the distributor or a redistributor traps: the vCPU exits its guest, and enters it after the access. The
+GICC frame of a GICv2 is hardware: the vCPU exits its guest only after the access.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _INTID: Final = 0x3FF  # of GICC_IAR and GICC_EOIR
 
 
 class Running(Protocol):
-    """What knows whose access a frame answers, and who observes."""
+    """The vCPU whose access a frame answers, and the observer."""
 
     running: Arm64Cpu
     observer: Observer | None
 
 
 class RegistersFrame:
-    """The distributor, or one redistributor, whose registers are those of one vCPU, whoever accesses them.
+    """The distributor, or a redistributor, which has the registers of one vCPU whichever vCPU accesses them.
 
     KVM: vgic-mmio.c dispatch_mmio_read, dispatch_mmio_write.
     """
@@ -51,7 +51,7 @@ class RegistersFrame:
 
 
 class CpuInterfaceFrame:
-    """GICC: every vCPU finds its own CPU interface here."""
+    """GICC: every vCPU accesses its own CPU interface."""
 
     def __init__(self, board: Running, frames: list[GiccFrame], base: int) -> None:
         self._board = board

@@ -1,4 +1,4 @@
-"""What the host of an arm64 VM has: its GIC, and with it the devices and vCPUs that a VM can have."""
+"""The host of an arm64 VM: its GIC, which determines a VM's devices and number of vCPUs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from irqchipd.vm.arm64.numbers import MAX_VCPUS_V2, MAX_VCPUS_V3, DeviceType
 from irqchipd.vm.errors import invalid
 
 VERSIONS: Final = (0, 2, 3)
-LEAST_LIST_REGISTERS, MOST_LIST_REGISTERS = 2, 16  # one would always be an underflow, and so an exit
+LEAST_LIST_REGISTERS, MOST_LIST_REGISTERS = 2, 16  # with 1 there would always be an underflow, and so an exit
 LEAST_PRIORITY_BITS, MOST_PRIORITY_BITS = 5, 7
 
 
 def check_host(version: int, list_registers: int, priority_bits: int) -> None:
-    """Refuse a GIC that no host has."""
+    """Refuse an invalid GIC of a host."""
     check_version(version)
     if not LEAST_LIST_REGISTERS <= list_registers <= MOST_LIST_REGISTERS:
         numbers = f"{LEAST_LIST_REGISTERS} to {MOST_LIST_REGISTERS}"
@@ -24,13 +24,13 @@ def check_host(version: int, list_registers: int, priority_bits: int) -> None:
 
 
 def check_version(version: int) -> None:
-    """Refuse a version that no GIC has here."""
+    """Refuse an unsupported GIC version."""
     if version not in VERSIONS:
         raise invalid(f"GIC version {version} is invalid: use 2, 3, or 0 for a host that can make either")
 
 
 def max_vcpus(version: int) -> int:
-    """How many vCPUs a GIC of a version allows; that of a host allows a VM as many before it has one."""
+    """The most vCPUs with a GIC of a version. Before a VM has a GIC, the version of the host's GIC counts."""
     return MAX_VCPUS_V2 if version == 2 else MAX_VCPUS_V3
 
 

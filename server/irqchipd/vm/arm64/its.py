@@ -1,6 +1,6 @@
 """The interrupt translation services (ITS) of a VM: their frames, and their attributes. KVM: vgic-its.c.
 
-Their commands and tables are in the guest's memory, which is not here: so they translate nothing.
+Their commands and tables are in the guest's memory, which irqchipd does not have: so they translate nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ItsFrame:
 
 
 class ItsBoard(Protocol):
-    """What puts an ITS on the bus."""
+    """The board, which puts an ITS on the bus."""
 
     def place_its(self, frame: ItsFrame, address: int) -> None:
         """Give an ITS its address."""
@@ -80,7 +80,7 @@ class ItsAttributes:
         raise no_attribute(group, attr)
 
     def has(self, group: int, attr: int) -> None:
-        """ENXIO where there is no such attribute. KVM: vgic_its_has_attr."""
+        """ENXIO for an unknown attribute. KVM: vgic_its_has_attr."""
         if group == Group.ITS_REGS:
             self._frame.its.check_register(attr)
         elif not ((group == Group.ADDR and attr == Address.ITS) or (group == Group.CTRL and attr in _CONTROLS)):
@@ -88,7 +88,7 @@ class ItsAttributes:
 
     def _check_address(self, attr: int) -> None:
         if attr != Address.ITS:
-            raise VmError(errno.ENODEV, f"an interrupt translation service has address {Address.ITS}, and no {attr}")
+            raise VmError(errno.ENODEV, f"an interrupt translation service has only address {Address.ITS}, not {attr}")
 
     def _control(self, attr: int) -> None:
         """KVM: vgic_its_ctrl, which does nothing for other attributes."""

@@ -1,7 +1,7 @@
-"""Numbers of interrupt lines: KVM_IRQ_LINE's, and those that a line source's bitmap has.
+"""Numbers of interrupt lines: KVM_IRQ_LINE's, and those in a line source's bitmap.
 
-In a bitmap an SPI's line has its INTID as the number, and 32 numbers per vCPU follow: a PPI's INTID counts from there,
-and so do IRQ (0) and FIQ (1), the lines of a vCPU without a GIC.
+In a bitmap an SPI's number is its INTID. 32 numbers for each vCPU follow: there a PPI's INTID, or IRQ (0) and FIQ (1)
+of a vCPU without a GIC, is added to the vCPU's first number.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def parts_of(irq: int) -> tuple[int, int, int]:
 
 
 def line_of(kind: int, vcpu: int, number: int) -> int:
-    """The number in a bitmap, of parts that have been checked."""
+    """The number in a bitmap, from checked parts."""
     return number if kind == LineType.SPI else VCPU_LINES + PRIVATE * vcpu + number
 
 
 def owner_of(line: int) -> tuple[int, int]:
-    """The vCPU of a line behind VCPU_LINES, and its number there."""
+    """The vCPU of a line from VCPU_LINES on, and the line's number in the vCPU."""
     return divmod(line - VCPU_LINES, PRIVATE)
 
 

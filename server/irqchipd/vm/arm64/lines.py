@@ -34,14 +34,14 @@ class Arm64Lines(Vm):
         self._shared_source.reach = LINES
 
     def _check_alive(self) -> None:
-        """EIO of a VM that is dead. KVM: kvm_main.c kvm_vm_dead."""
+        """EIO of a dead VM. KVM: kvm_main.c kvm_vm_dead."""
         if self._arm.dead is not None:
             raise self._arm.dead
 
     def irq_line(self, gsi: int, level: bool, source: LineSource | None = None, *, line_status: bool = True) -> int:
-        """KVM_IRQ_LINE, whose encoding gsi has: type in bits 27:24, vCPU in 31:28 and 23:16, number in 15:0.
+        """KVM_IRQ_LINE. gsi has its encoding: type in bits 27:24, vCPU in 31:28 and 23:16, number in 15:0.
 
-        What the source resamples is raised from the source that resamplers share; lowering that is EINVAL.
+        A line that the source resamples is raised from the source that resamplers share; lowering it is EINVAL.
         """
         with self._turn:
             if source is None:
@@ -61,21 +61,21 @@ class Arm64Lines(Vm):
                 raise invalid(f"line {change >> 1:#x} is resampled: it can only be raised, and falls when it is ended")
 
     def _check_line(self, irq: int) -> None:
-        """Refuse what KVM refuses: ENXIO, EINVAL, EBUSY. A GICv2 is initialised now. KVM: kvm_vm_ioctl_irq_line."""
+        """Refuse a line that KVM refuses: ENXIO, EINVAL, EBUSY. Initialises a GICv2. KVM: kvm_vm_ioctl_irq_line."""
         board = self._arm
         kind, vcpu, number = parts_of(irq)
         if irq >> 32 or kind not in (LineType.CPU, LineType.SPI, LineType.PPI):
             raise invalid(f"interrupt {irq:#x} is of type {kind}: use 0 for a CPU's line, 1 for an SPI, 2 for a PPI")
         if kind == LineType.CPU:
             if board.gic is not None:
-                raise VmError(errno.ENXIO, f"VM {self.name!r} has a GIC, which alone drives its vCPUs' lines: use that")
+                raise VmError(errno.ENXIO, f"VM {self.name!r} has a GIC, which drives vCPUs' lines: use a PPI or SPI")
             least, end = 0, _CPU_LINES
         else:
             if board.gic is None:
                 raise self._no_irqchip()
             least, end = (SGIS, PRIVATE) if kind == LineType.PPI else (PRIVATE, VCPU_LINES)
         if kind != LineType.SPI and vcpu not in board.cpu_of:
-            raise invalid(f"interrupt {irq:#x} is vCPU {vcpu}'s, which does not exist: create it first")
+            raise invalid(f"interrupt {irq:#x}: vCPU {vcpu} does not exist: create it first")
         if number < least:
             raise invalid(f"interrupt {irq:#x} has number {number}; {least} or more is allowed")
         if kind == LineType.SPI:
@@ -88,7 +88,7 @@ class Arm64Lines(Vm):
             board.initialise_lazily()
 
     def _resampled_by(self, source: LineSource, line: int) -> bool:
-        """Whether a line is of an SPI with a GSI that a source resamples."""
+        """Whether a line is an SPI whose GSI a source resamples."""
         gsi = self._arm.spi_notices.gsi_of(line - PRIVATE) if line < VCPU_LINES else None
         return gsi is not None and gsi in source.resampled
 
@@ -133,10 +133,10 @@ class Arm64Lines(Vm):
             if data >> 32:
                 raise invalid(f"data {data:#x} of an MSI, which has 32 bits")
             if not self._arm.its or self._arm.v3 is None:
-                raise VmError(errno.ENODEV, f"VM {self.name!r} has no interrupt translation service that takes MSIs")
+                raise VmError(errno.ENODEV, f"VM {self.name!r} has no interrupt translation service to take MSIs")
             frame = self._arm.mmio.find(address, 1)
             if not flags or not isinstance(frame, ItsFrame):
-                raise invalid(f"address {address:#x} is no interrupt translation service's, or the MSI has no devid")
+                raise invalid(f"no interrupt translation service has address {address:#x}, or the MSI has no devid")
             if not frame.its.enabled:
                 raise VmError(errno.EBUSY, "the guest has not enabled the interrupt translation service")
             return 0
@@ -152,7 +152,7 @@ class Arm64Lines(Vm):
     def _check_irqfd(self, resampled: bool) -> None:  # noqa: ARG002 - an SPI's end is always known
         self._check_alive()
         if not self._arm.initialised:
-            raise VmError(errno.EAGAIN, f"VM {self.name!r} has no GIC that is initialised; initialise one first")
+            raise VmError(errno.EAGAIN, f"VM {self.name!r} has no initialised GIC; initialise it first")
 
     def _check_resampling(self, resampled: bool) -> None:
         if resampled and not self._board.can_resample:
@@ -161,7 +161,7 @@ class Arm64Lines(Vm):
     def trigger(self, irqfd: Irqfd, *, assigned: bool = False) -> None:
         """An irqfd was written: its SPI rises, and never falls. KVM: eventfd.c irqfd_wakeup.
 
-        Only where it was written before it was assigned, an irqfd lowers its SPI, too (irqfd_inject).
+        If the eventfd was written before the irqfd was assigned, the SPI also falls (irqfd_inject).
         """
         with suppress(VmError), self._turn:
             if irqfd.resampler is not None or not irqfd.source.closed:

@@ -82,7 +82,7 @@ class Arm64Vm(Arm64Vcpus):
             return capabilities(self._version).get(capability, 0)
 
     def enable_cap(self, capability: int, flags: int = 0, args: Sequence[int] = ()) -> None:
-        """KVM_ENABLE_CAP: EINVAL for a flag, and a capability that is not one of those."""
+        """KVM_ENABLE_CAP: EINVAL for a flag, and for a capability that is not in ENABLED."""
         with self._turn:
             self._check_alive()
             if flags or len(args) > 4:
@@ -95,7 +95,7 @@ class Arm64Vm(Arm64Vcpus):
 
     @property
     def _most_vcpus(self) -> int:
-        """How many vCPUs the kernel allows, and one more than the highest id."""
+        """The most vCPUs that the kernel allows, and the highest id plus one."""
         gic = self._arm.gic
         return max_vcpus(self._version if gic is None else gic.version)
 
@@ -122,7 +122,7 @@ class Arm64Vm(Arm64Vcpus):
             self._create_gic(2)
 
     def create_device(self, kind: int, flags: int) -> int:
-        """KVM_CREATE_DEVICE: the device's number, or 0 of a test. KVM: kvm_main.c kvm_ioctl_create_device."""
+        """KVM_CREATE_DEVICE: the device's number, or 0 for a test. KVM: kvm_main.c kvm_ioctl_create_device."""
         with self._turn:
             self._check_alive()
             kinds = kinds_of(self._version)
@@ -147,7 +147,7 @@ class Arm64Vm(Arm64Vcpus):
         """KVM: vgic-init.c kvm_vgic_create."""
         board = self._arm
         if version == 2 and self._version == 3:
-            raise VmError(errno.ENODEV, f"the host of VM {self.name!r} has a GICv3 alone: create that device")
+            raise VmError(errno.ENODEV, f"the host of VM {self.name!r} has only a GICv3: create that device")
         if board.gic is not None:
             raise VmError(errno.EEXIST, f"VM {self.name!r} has a GIC already: use that one")
         if any(cpu.has_run for cpu in board.cpus):
@@ -175,7 +175,7 @@ class Arm64Vm(Arm64Vcpus):
                 self._attributes.set(self._device(device), group, attr, data)
 
     def get_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int, data: bytes) -> bytes:
-        """KVM_GET_DEVICE_ATTR on a device or a vCPU: what addr points to afterwards; data is what it was before."""
+        """KVM_GET_DEVICE_ATTR on a device or a vCPU: the bytes at addr afterwards; data are those before."""
         with self._turn:
             if vcpu is not None:
                 cpu = self._arm_cpu(vcpu)
@@ -184,7 +184,7 @@ class Arm64Vm(Arm64Vcpus):
             return self._attributes.get(self._device(device), group, attr, data)
 
     def has_device_attr(self, device: int | None, vcpu: int | None, group: int, attr: int) -> None:
-        """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO where there is no such attribute."""
+        """KVM_HAS_DEVICE_ATTR on a device or a vCPU: ENXIO for an unknown attribute."""
         with self._turn:
             if vcpu is not None:
                 self._arm_cpu(vcpu)
@@ -194,7 +194,7 @@ class Arm64Vm(Arm64Vcpus):
                 self._attributes.has(self._device(device), group, attr)
 
     def _device(self, device: int | None) -> int:
-        """The number of a device that there is."""
+        """Check a device's number: EBADF for an unknown device."""
         if device is None or not 0 <= device < len(self._devices):
             raise VmError(errno.EBADF, f"VM {self.name!r} has no device {device}; create it first")
         self._check_alive()
@@ -235,7 +235,7 @@ class Arm64Vm(Arm64Vcpus):
         access_ns: int = ACCESS_NS,
         deadlines: Deadlines | None = None,
     ) -> Self:
-        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
+        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock continues from the saved time."""
         saved = check_state(state, max_vcpus)
         deadlines = deadlines if deadlines is not None else Deadlines()
         clock = clock_of(state, deadlines)

@@ -63,7 +63,7 @@ class VcpuGroup:
 
 
 class Owner:
-    """Which of a vCPU's devices in the kernel an interrupt belongs to: numbers of our own."""
+    """The timer or PMU of a vCPU that an interrupt belongs to; irqchipd's own numbers."""
 
     VIRTUAL_TIMER: Final = 1
     PHYSICAL_TIMER: Final = 2

@@ -22,21 +22,21 @@ _ADDRESSES: Final = 1 << 64
 
 
 class RedistributorRegion:
-    """Memory for redistributors, one behind the other. KVM: struct vgic_redist_region."""
+    """Memory for consecutive redistributors. KVM: struct vgic_redist_region."""
 
     __slots__ = ("base", "count", "index", "used")
 
     def __init__(self, index: int, base: int, count: int) -> None:
         self.index: Final = index
         self.base: Final = base
-        # How many there is room for; 0 of a region that grows with the VM's vCPUs.
+        # The number of redistributors that fit; 0 for a region that grows with the VM's vCPUs.
         self.count: Final = count
-        # How many places were given away, some of them to vCPUs whose creation failed.
+        # The number of places given to vCPUs, including vCPUs whose creation failed.
         self.used = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether another redistributor finds no place."""
+        """Whether no place is left."""
         return self.count != 0 and self.used >= self.count
 
     def size(self, vcpus: int) -> int:
@@ -44,17 +44,17 @@ class RedistributorRegion:
         return FRAME_SIZE * (self.count or vcpus)
 
     def overlaps(self, base: int, size: int, vcpus: int) -> bool:
-        """Whether a range has a part of the region."""
+        """Whether a range overlaps the region."""
         return base + size > self.base and base < self.base + self.size(vcpus)
 
 
 class Place:
-    """A vCPU's redistributor: its region, and which one it is there. KVM: rd_iodev, rdreg and rdreg_index."""
+    """A vCPU's redistributor: its region, and its index in the region. KVM: rd_iodev, rdreg and rdreg_index."""
 
     __slots__ = ("base", "index", "region")
 
     def __init__(self, region: RedistributorRegion | None, index: int, base: int) -> None:
-        # None when the region was taken back, whose address the redistributor keeps.
+        # None after the region was removed; the redistributor keeps its address.
         self.region = region
         self.index: Final = index
         self.base: Final = base
@@ -69,7 +69,7 @@ def check_range(taken: int | None, address: int, alignment: int, size: int) -> N
     if address + size >= _ADDRESSES:
         raise invalid(f"address {address:#x} is too near the end of the address space")
     if address >= IPA_SIZE or address + size > IPA_SIZE:
-        raise VmError(errno.E2BIG, f"address {address:#x} and {size:#x} bytes end behind {IPA_SIZE:#x}")
+        raise VmError(errno.E2BIG, f"{size:#x} bytes at address {address:#x} end above {IPA_SIZE:#x}")
 
 
 class Places:
@@ -101,7 +101,7 @@ class Places:
         else:
             last = self.regions[-1]
             if not count and last.count:
-                raise invalid("there are redistributor regions: one more region is possible, a single address is not")
+                raise invalid("there are redistributor regions: add a region instead of a single address")
             if not count:
                 raise VmError(errno.EEXIST, f"the redistributors are at {last.base:#x} already")
             if index != last.index + 1:
@@ -109,7 +109,7 @@ class Places:
         if not count and self.dist is not None and _overlap(base, size, self.dist, V3_DIST_SIZE):
             raise invalid(f"redistributors at {base:#x} would overlap the distributor at {self.dist:#x}")
         if any(region.overlaps(base, size, vcpus) for region in self.regions):
-            raise invalid(f"redistributors at {base:#x} would overlap another region of them")
+            raise invalid(f"redistributors at {base:#x} would overlap another region of redistributors")
         check_range(None, base, PAGE_64K, size)
         self.regions.append(RedistributorRegion(index, base, count))
 
@@ -123,7 +123,7 @@ class Places:
                 place.region = None
 
     def fits(self) -> bool:
-        """Whether all is inside the guest's memory, and the distributor apart. KVM: vgic_v3_check_base."""
+        """Whether all is inside the guest's memory, and the distributor overlaps nothing. KVM: vgic_v3_check_base."""
         vcpus = len(self.of)
         for region in self.regions:
             try:
@@ -134,7 +134,7 @@ class Places:
         return dist is None or not any(region.overlaps(dist, V3_DIST_SIZE, vcpus) for region in self.regions)
 
     def find(self) -> Place | None:
-        """The next redistributor's place, or None where no region has room. KVM: vgic_register_redist_iodev."""
+        """The next redistributor's place, or None if all regions are full. KVM: vgic_register_redist_iodev."""
         for region in self.regions:
             if not region.is_full:
                 if not self.fits():

@@ -1,6 +1,6 @@
-"""What a logic analyser would see of a GIC, the list registers of its vCPUs among it.
+"""The probes of a GIC, as for a logic analyser, including the vCPUs' list registers.
 
-The parts are the SPIs, and each vCPU with its SGIs and PPIs. There is a bit for each interrupt; SPIs count from 0.
+The parts are the SPIs, and each vCPU with its SGIs and PPIs. A probe has a bit for each interrupt; SPIs count from 0.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _bits(interrupts: Sequence[Interrupt], loaded: dict[int, ListRegister]) -> t
             line |= bit
         if interrupt.enabled:
             enabled |= bit
-        # The guest's CPU interface works on the list register; the distributor has its state when the guest is left.
+        # The guest's CPU interface changes the list register; the distributor gets the state when the vCPU exits.
         register = loaded.get(id(interrupt)) if loaded else None
         if interrupt.pending if register is None else register.pending:
             pending |= bit

@@ -10,7 +10,7 @@ from irqchipd.vm.arm64.numbers import PINS
 from irqchipd.vm.notices import Notices
 from irqchipd.vm.routing import PinRoute, Route
 
-GIC: Final = 0  # KVM_IRQCHIP of the one chip
+GIC: Final = 0  # the only chip's number
 CHIPS: Final[Mapping[int, int]] = {GIC: PINS}
 
 
@@ -20,7 +20,7 @@ def default_routes(spis: int) -> tuple[Route, ...]:
 
 
 class SpiNotices(Notices):
-    """Subscriptions by GSI. Of the GSIs that lead to an SPI, its notices are of the one that was routed last."""
+    """Subscriptions by GSI. If several GSIs lead to an SPI, its notices are for the GSI that was routed last."""
 
     def __init__(self, agenda: Agenda, lower: Callable[[int], None]) -> None:
         super().__init__(agenda, lower)
@@ -31,13 +31,13 @@ class SpiNotices(Notices):
         self._gsi_of = {route.pin: route.gsi for route in routes if isinstance(route, PinRoute)}
 
     def gsi_of(self, spi: int) -> int | None:
-        """The GSI that an SPI's notices are of."""
+        """The GSI that an SPI's notices are for."""
         return self._gsi_of.get(spi)
 
     def acknowledged(self, spi: int) -> None:
         """The guest ended a level-triggered SPI. KVM: irqchip.c kvm_notify_acked_irq.
 
-        The chip calls this in the middle of its work, into which a resampled line falls at once.
+        The chip calls this in the middle of its work; a resampled line falls within the call.
         """
         gsi = self._gsi_of.get(spi)
         if gsi is not None:

@@ -74,7 +74,7 @@ def _save_cpu(board: Arm64Board, cpu: Arm64Cpu) -> Arm64VcpuState:
 
 
 def restore_board(board: Arm64Board, state: VmState, saved: Arm64State) -> None:
-    """Make a new board what was saved."""
+    """Restore a new board from a checked state."""
     for its in saved.its:
         board.add_its()
         board.its[-1].its.resume(its)
@@ -103,7 +103,7 @@ def restore_board(board: Arm64Board, state: VmState, saved: Arm64State) -> None:
     if saved.ready:
         board.register_frames()
     if saved.dead:
-        board.die("it could not run when it was saved")
+        board.die("it was dead when it was saved")
     for cpu, vcpu in zip(board.cpus, saved.vcpus, strict=True):
         for timer, part in ((cpu.virtual_timer, vcpu.virtual_timer), (cpu.physical_timer, vcpu.physical_timer)):
             assert part is not None
@@ -137,7 +137,7 @@ def _resume_cpu(cpu: Arm64Cpu, saved: Arm64VcpuState) -> None:
 
 
 def finish_board(board: Arm64Board, state: VmState, saved: Arm64State) -> None:
-    """When the line sources are there: say which drive which line."""
+    """Once the line sources exist: restore which sources drive each line."""
     board.hold(state.asserted_gsis, SHARED)
     for source in state.sources:
         board.hold(numbers_of(int.from_bytes(source.asserted, "little")), source.source)

@@ -1,4 +1,4 @@
-"""An arm64 VM as a snapshot holds it: plain values, which mirror the contract's messages."""
+"""The state of an arm64 VM for a snapshot: plain values, which mirror the contract's messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RegionState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceState:
-    """Where a vCPU's redistributor is: GicPlaceSnapshot."""
+    """The place of a vCPU's redistributor: GicPlaceSnapshot."""
 
     region: int | None
     index: int
@@ -32,7 +32,7 @@ class PlaceState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm64VcpuState:
-    """A vCPU: Arm64VcpuSnapshot. What the GIC has of it is in the GIC's state."""
+    """A vCPU: Arm64VcpuSnapshot. Its part of the GIC is in the GIC's state."""
 
     vcpu: int
     features: int | None
@@ -44,21 +44,21 @@ class Arm64VcpuState:
     pmu_interrupt: int
     pmu_ready: bool
     timers_wired: bool
-    virtual_timer: SavedTimer | None  # no vCPU lacks one, but a message may
+    virtual_timer: SavedTimer | None  # a vCPU always has a timer, but a message may lack it
     physical_timer: SavedTimer | None
     place: PlaceState | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItsState(SavedIts):
-    """An interrupt translation service, and where it is: ItsSnapshot."""
+    """An interrupt translation service and its address: ItsSnapshot."""
 
     address: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm64State:
-    """What an arm64 VM has beside what all have: Arm64Snapshot."""
+    """The part that only an arm64 VM has: Arm64Snapshot."""
 
     gic_version: int
     list_registers: int

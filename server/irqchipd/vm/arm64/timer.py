@@ -1,7 +1,7 @@
 """The generic timers of a vCPU, and the interrupts that they drive. KVM: arch/arm64/kvm/arch_timer.c.
 
-The host has no virtualisation host extensions (VHE), as the golden traces': the virtual timer is hardware, whose
-interrupt is mapped to the guest's, and the kernel emulates the physical timer.
+Like the host of the golden traces, the host has no virtualisation host extensions (VHE). The virtual timer is hardware,
+and its interrupt is mapped to the guest's; the kernel emulates the physical timer.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ VIRTUAL: Final = 0
 PHYSICAL: Final = 1
 TIMERS: Final = 2
 OWNERS: Final = (Owner.VIRTUAL_TIMER, Owner.PHYSICAL_TIMER)
-# By KVM_ARM_VCPU_TIMER_IRQ_*; the last two are of timers for a guest's hypervisor, which no guest has here.
+# By KVM_ARM_VCPU_TIMER_IRQ_*; the last two timers are for a guest's hypervisor, which is not supported.
 USUAL_PPIS: Final = (27, 30, 28, 26)
 
 
 class TimerWires(Protocol):
-    """What a timer tells its vCPU."""
+    """The output of a timer to its vCPU."""
 
     def timer_changed(self, timer: int, level: bool) -> None:
         """The timer drives its interrupt's line."""
@@ -42,20 +42,20 @@ class TimerWires(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedTimer:
-    """A timer as a snapshot holds it: its registers, and the level of its interrupt's line."""
+    """A timer in a snapshot: its registers, and the level of its interrupt's line."""
 
     control: int
     compare: int
     level: bool
 
     def check(self, which: int) -> None:
-        """Refuse what no timer can be."""
+        """Refuse a state that no timer can have."""
         in_range(self.control, 0, (ENABLE | MASKED) if which == VIRTUAL else _U32 & ~STATUS, "a timer's control")
         in_range(self.compare, 0, _U64, "a timer's compare value")
 
 
 class Timer:
-    """One timer. Counters of all vCPUs are the VM's time in ticks."""
+    """One timer. The counters of all vCPUs are the VM's time in ticks."""
 
     __slots__ = ("_agenda", "_alarm", "_which", "_wires", "compare", "control", "level", "wired")
 
@@ -66,7 +66,7 @@ class Timer:
         self.control = 0
         self.compare = 0
         self.level = False
-        # Whether the vCPU has run with a GIC, which the timer then interrupts (timer->enabled).
+        # Whether the vCPU has run with a GIC: then the timer drives its interrupt (timer->enabled).
         self.wired = False
         self._alarm = Alarm(rank, self._ring)
 
@@ -86,7 +86,7 @@ class Timer:
         return self.control | (STATUS if expired else 0)
 
     def write_control(self, value: int) -> None:
-        """CNTV_CTL_EL0, CNTP_CTL_EL0. KVM keeps all bits of its emulated timer's but ISTATUS (kvm_arm_timer_write)."""
+        """CNTV_CTL_EL0, CNTP_CTL_EL0. KVM's emulated timer keeps all bits but ISTATUS (kvm_arm_timer_write)."""
         self.control = value & ((ENABLE | MASKED) if self._which == VIRTUAL else _U32 & ~STATUS)
         self.changed()
 
@@ -96,7 +96,7 @@ class Timer:
         self.changed()
 
     def read_value(self) -> int:
-        """CNTV_TVAL_EL0, CNTP_TVAL_EL0: the ticks to go."""
+        """CNTV_TVAL_EL0, CNTP_TVAL_EL0: the remaining ticks."""
         return self.compare - self.count & _U32
 
     def write_value(self, value: int) -> None:
@@ -122,7 +122,7 @@ class Timer:
         """A register was written: interrupt at once, or when the time comes."""
         if self.wired:
             fires = self.fires
-            # Hardware's interrupt says that the line has risen; that it fell is seen when the vCPU enters its guest.
+            # The hardware interrupts when the line rises; the entry into the guest sees that the line has fallen.
             if fires != self.level and (fires or self._which == PHYSICAL):
                 self._drive(fires)
             self._set_alarm()
@@ -148,7 +148,7 @@ class Timer:
         return SavedTimer(control=self.control, compare=self.compare, level=self.level)
 
     def resume(self, saved: SavedTimer) -> None:
-        """Go on from a snapshot, which has been checked."""
+        """Resume from a checked snapshot."""
         self.control, self.compare, self.level = saved.control, saved.compare, saved.level
         if self.wired:
             self._set_alarm()

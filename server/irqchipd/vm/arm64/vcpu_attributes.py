@@ -1,7 +1,7 @@
-"""The attributes of a vCPU: the interrupts of its timers and its PMU, and where its stolen time is.
+"""The attributes of a vCPU: the interrupts of its timers and its PMU, and the address of its stolen time.
 
-KVM: arch_timer.c kvm_arm_timer_set_attr, pmu-emul.c kvm_arm_pmu_v3_set_attr, pvtime.c kvm_arm_pvtime_set_attr. A PMU's
-counters are in the process that runs the vCPU, and so is the memory with the stolen time.
+KVM: arch_timer.c kvm_arm_timer_set_attr, pmu-emul.c kvm_arm_pmu_v3_set_attr, pvtime.c kvm_arm_pvtime_set_attr. The
+process that runs the vCPU has the PMU's counters, and the memory with the stolen time.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class VcpuAttributes:
     def _set_timer(self, attr: int, data: bytes) -> None:
         board = self._board
         if board.gic is None:
-            raise invalid("there is no GIC that the timers could interrupt: create it first")
+            raise invalid("the timers have no GIC to interrupt: create it first")
         ppi = number_from(data, 4)
         if ppi not in _PPIS:
-            raise invalid(f"interrupt {ppi} is no PPI: use 16 to 31")
+            raise invalid(f"interrupt {ppi} is not a PPI: use 16 to 31")
         if board.ppis_fixed:
             raise VmError(errno.EBUSY, "a vCPU has run: the timers keep their interrupts")
         if attr >= TIMER_IRQS:
@@ -74,10 +74,10 @@ class VcpuAttributes:
             if not SGIS <= interrupt < 1020:
                 raise invalid(f"interrupt {interrupt} is neither a PPI nor an SPI: use 16 to 1019")
             for other in board.cpus:
-                # All vCPUs have the same PPI, or each another SPI. KVM: pmu_irq_is_valid.
+                # All vCPUs have the same PPI, or each vCPU has its own SPI. KVM: pmu_irq_is_valid.
                 same = other.pmu_interrupt == interrupt
                 if other.pmu_interrupt and same != (interrupt < PRIVATE):
-                    raise invalid(f"interrupt {interrupt} does not go with {other.pmu_interrupt} of vCPU {other.id}")
+                    raise invalid(f"interrupt {interrupt} conflicts with {other.pmu_interrupt} of vCPU {other.id}")
             if cpu.pmu_interrupt:
                 raise VmError(errno.EBUSY, f"the PMU of vCPU {cpu.id} has interrupt {cpu.pmu_interrupt} already")
             cpu.pmu_interrupt = interrupt
@@ -92,17 +92,17 @@ class VcpuAttributes:
             cpu.pmu_ready = True
         elif attr == PMU_FILTER:
             self._check_filter(data)
-        else:  # PMU_SET, too: the PMU that counts is not this host's
+        else:  # also PMU_SET: the PMU is in another process
             raise no_attribute(VcpuGroup.PMU, attr)
 
     def _own(self, cpu: Arm64Cpu) -> None:
-        """Give the PMU its interrupt: EINVAL where there is none, EEXIST where it is another device's."""
+        """Give the PMU its interrupt: EINVAL beyond the GIC's interrupts, EEXIST if another device has it."""
         gic, number = self._board.gic, cpu.pmu_interrupt
         assert gic is not None
         if number >= gic.interrupts:
             raise invalid(f"interrupt {number} of the PMU does not exist; the GIC has {gic.interrupts}")
         if not gic.own(gic.interrupt(cpu.in_gic, number), Owner.PMU):
-            raise VmError(errno.EEXIST, f"interrupt {number} of vCPU {cpu.id} is a timer's: give that another")
+            raise VmError(errno.EEXIST, f"interrupt {number} of vCPU {cpu.id} is a timer's: give the timer another")
 
     def get(self, cpu: Arm64Cpu, group: int, attr: int, data: bytes) -> bytes:
         """KVM_GET_DEVICE_ATTR on a vCPU."""
@@ -131,7 +131,7 @@ class VcpuAttributes:
 
     @property
     def _has_pmu(self) -> bool:
-        """Whether the VM's vCPUs have one, those that are yet to be initialised, too."""
+        """Whether the VM's vCPUs have PMUs, including vCPUs that are not initialised yet."""
         features = self._board.features
         return features is not None and bool(features & Feature.PMU_V3)
 
@@ -140,7 +140,7 @@ class VcpuAttributes:
             raise VmError(errno.ENODEV, "the VM's vCPUs have no PMU: initialise them with feature 3")
 
     def _check_filter(self, data: bytes) -> None:
-        """Which events count, which is for the process that counts them. KVM: struct kvm_pmu_event_filter."""
+        """Check a filter of events; the process that counts them applies it. KVM: struct kvm_pmu_event_filter."""
         value = number_from(data, 8)
         base, events, action = value & 0xFFFF, value >> 16 & 0xFFFF, value >> 32 & 0xFF
         if base + events > PMU_EVENTS or action > 1:

@@ -1,4 +1,4 @@
-"""What an arm64 vCPU does: its initialisation, its system registers, its accesses and its run state."""
+"""The operations of an arm64 vCPU: its initialisation, its system registers, its accesses and its run state."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ class Arm64Vcpus(Arm64Lines):
     """The operations of a VM's vCPUs."""
 
     def vcpu_init(self, vcpu: int, target: int | None, features: int) -> None:
-        """KVM_ARM_VCPU_INIT; without a target, with the preferred one. KVM: arm.c kvm_vcpu_set_target."""
+        """KVM_ARM_VCPU_INIT; None is the preferred target. KVM: arm.c kvm_vcpu_set_target."""
         with self._turn:
             cpu = self._arm_cpu(vcpu)
             self._check_alive()
             if target is not None and target not in TARGETS:
-                raise invalid(f"target {target} is not this host's; {', '.join(map(str, TARGETS))} are")
+                raise invalid(f"target {target} is invalid on this host: use {' or '.join(map(str, TARGETS))}")
             if features & ~KNOWN_FEATURES:
-                raise VmError(errno.ENOENT, f"features {features:#x}; there are those of {KNOWN_FEATURES:#x}")
+                raise VmError(errno.ENOENT, f"features {features:#x} are unknown: use a subset of {KNOWN_FEATURES:#x}")
             if features & ~HOST_FEATURES:
-                raise invalid(f"features {features:#x}; this host has those of {HOST_FEATURES:#x}")
+                raise invalid(f"features {features:#x}: this host has only {HOST_FEATURES:#x}")
             board = self._arm
             lasting = features & ~Feature.POWER_OFF
             if board.features is not None and board.features != lasting:
-                raise invalid(f"features {lasting:#x}, and the VM's first vCPU has {board.features:#x}: use those")
+                raise invalid(f"features {lasting:#x} differ from the first vCPU's {board.features:#x}: use those")
             board.features = lasting
             cpu.initialise(features)
 
@@ -105,7 +105,7 @@ class Arm64Vcpus(Arm64Lines):
     # System registers.
 
     def sysreg_read(self, vcpu: int, sysreg: int) -> int | None:
-        """A vCPU's MRS: the value, FAULT where it is undefined, or None for a register that irqchipd has not."""
+        """A vCPU's MRS: the value, FAULT where it is undefined, or None for a register that irqchipd lacks."""
         with self._turn:
             cpu = self._run(vcpu)
             value = self._read(cpu, sysreg)
@@ -132,7 +132,7 @@ class Arm64Vcpus(Arm64Lines):
         return None
 
     def sysreg_write(self, vcpu: int, sysreg: int, value: int) -> int | None:
-        """A vCPU's MSR: 0, FAULT where it is undefined, or None for a register that irqchipd has not."""
+        """A vCPU's MSR: 0, FAULT where it is undefined, or None for a register that irqchipd lacks."""
         with self._turn:
             if value >> 64:
                 raise invalid(f"value {value:#x} does not fit into a system register, which has 64 bits")

@@ -1,4 +1,4 @@
 """An s390 VM: the FLIC, adapters, and vCPUs with their masks.
 
-No KVM of this kind has judged it: irqchipd.chips.s390 names the sources.
+It has not been compared with an s390 KVM: irqchipd.chips.s390 names the sources.
 """

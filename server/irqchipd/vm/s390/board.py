@@ -1,4 +1,4 @@
-"""The board of an s390 VM: the FLIC, the guest's memory as far as indicators are in it, and routes to adapters."""
+"""The board of an s390 VM: the FLIC, the guest's memory that holds indicators, and routes to adapters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from irqchipd.vm.s390.cpu import S390Cpu
 
 
 class S390Board(Board):
-    """A FLIC and vCPUs. It is the FLIC's wires."""
+    """A FLIC and vCPUs. The board implements FlicWires."""
 
     def __init__(self, agenda: Agenda) -> None:
         super().__init__(agenda, has_indicators=True)
         self.flic = Flic(self)
         self.has_irqchip = True  # KVM: arch/s390/kvm/irq.h irqchip_in_kernel
-        # KVM takes irqfds that resample, and no interrupt's end is known: they never do. An adapter's are edges.
+        # KVM accepts irqfds that resample, but knows no interrupt's end: they never resample. An adapter's are edges.
         self.can_resample = True
         self.notices = Notices(agenda, self.lower_resampled)
         # In the order of creation, and by id.
@@ -35,7 +35,7 @@ class S390Board(Board):
         self.user_controls = False  # KVM: kvm_arch user_cpu_state_ctrl
         self.has_device = False
         self._table: dict[int, S390Route] = {}
-        # The adapters whose indicators are on their way to the owner of the memory: how many of each.
+        # The number of each adapter's indicators that are on their way to the owner of the memory.
         self._on_their_way: dict[int, int] = {}
 
     def add_cpu(self, vcpu_id: int) -> S390Cpu:
@@ -46,9 +46,9 @@ class S390Board(Board):
         return cpu
 
     def reset(self) -> None:
-        """As a VMM resets a machine: no interrupt is pending or suppressed, and vCPUs are as they were made.
+        """As a VMM resets a machine: no interrupt is pending or suppressed, and vCPUs are as created.
 
-        Adapters and routes stay, which are the VMM's.
+        Adapters and routes stay: they are the VMM's.
         """
         self.flic.floating.clear()
         self.flic.simm = self.flic.nimm = 0
@@ -60,7 +60,7 @@ class S390Board(Board):
             cpu.initialise()
 
     def floating_changed(self) -> None:
-        """A floating interrupt came or went. KVM: __floating_irq_kick; here each vCPU that waits looks, in order."""
+        """A floating interrupt came or went. KVM: __floating_irq_kick; here all waiting vCPUs look, in order."""
         for cpu in self.cpus:
             cpu.priorities_changed()
 
@@ -71,9 +71,9 @@ class S390Board(Board):
         self._table = {route.gsi: route for route in routes if isinstance(route, S390Route)}
 
     def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:  # noqa: ARG002
-        """Each high level counts, from whichever source: an adapter has no line. KVM: set_adapter_int.
+        """Each high level from any source is an interrupt: an adapter has no line. KVM: set_adapter_int.
 
-        1 also where a Session answers for the memory: whether the summary was set before is known only later.
+        1 also where a Session answers for the memory: only a later answer says whether the summary was set before.
         """
         if self.observer is not None:
             self.observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
@@ -93,7 +93,7 @@ class S390Board(Board):
         return status
 
     def drop_source(self, source: int) -> None:
-        """No level is kept."""
+        """Do nothing: the board keeps no levels."""
 
     def adapter_injected(self, word: int) -> None:
         if self.observer is not None:
@@ -102,12 +102,12 @@ class S390Board(Board):
     # Guest memory.
 
     def region_at(self, address: int) -> RegionDevice | None:
-        """What a byte of the guest's memory is in."""
+        """The region of a byte of the guest's memory."""
         device = self.memory.find(address, 1)
         return device if isinstance(device, RegionDevice) else None
 
     def set_bits(self, address: int, mask: int) -> int | None:
-        """As FlicWires describes it: in memory that a client shares."""
+        """See FlicWires: in memory that a client shares."""
         device = self.region_at(address)
         if device is None:
             return None
@@ -120,7 +120,7 @@ class S390Board(Board):
         return None not in devices and any(device.regions[0].shared is None for device in devices if device is not None)
 
     # An adapter's indicators in memory that a Session answers for. The Session sets the indicator, then the summary;
-    # only then it is known whether the summary was set before.
+    # only its second answer says whether the summary was set before.
 
     def _send_indicator(self, route: AdapterRoute) -> None:
         number = route.adapter
@@ -150,7 +150,7 @@ class S390Board(Board):
             self._on_their_way[route.adapter] = left
 
     def _set_bit(self, bit: Indicator, route: AdapterRoute, then: Callable[[bool | None], None]) -> None:
-        """Set a bit, and go on with whether it was set; with None where there is no memory, or no answer."""
+        """Set a bit, and call then with the bit's old value, or with None if there is no memory or no answer."""
         adapter = self.flic.adapters.find(route.adapter)
         address, mask = bit.byte(adapter is not None and adapter.swap)
         device = self.region_at(address)
@@ -187,16 +187,16 @@ class S390Board(Board):
 
 
 class _NoWires:
-    """Of a FLIC that is not the VM's."""
+    """The wires of a FLIC outside of a VM."""
 
     def set_bits(self, address: int, mask: int) -> int | None:  # noqa: ARG002
         return None
 
     def adapter_injected(self, word: int) -> None:
-        """Nobody is told."""
+        """Do nothing."""
 
 
 def adapter_route(route: S390Route) -> AdapterRoute:
-    """A route as the FLIC has it."""
+    """A route in the FLIC's form."""
     indicator = Indicator(route.indicator_address, route.indicator_offset)
     return AdapterRoute(indicator, Indicator(route.summary_address, route.summary_offset), route.adapter)

@@ -22,7 +22,7 @@ CAPABILITIES: Final = {
     32: 1,  # KVM_CAP_IRQFD: over the port
     36: 1,  # KVM_CAP_IOEVENTFD: doorbells; with eventfds over the port
     66: MAX_CPUS,  # KVM_CAP_MAX_VCPUS; of a machine that does not interpret SIGP
-    82: 1,  # KVM_CAP_IRQFD_RESAMPLE: accepted, and no interrupt's end is ever known
+    82: 1,  # KVM_CAP_IRQFD_RESAMPLE: accepted, but no interrupt's end is ever known
     89: 1,  # KVM_CAP_DEVICE_CTRL
     98: 1,  # KVM_CAP_ENABLE_CAP_VM
     Cap.S390_IRQCHIP: 1,

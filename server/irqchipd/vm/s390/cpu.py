@@ -1,4 +1,4 @@
-"""An s390 vCPU: its own interrupts, and the masks that say which it takes."""
+"""An s390 vCPU: its own interrupts, and the masks of the interrupts that it takes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.vcpu_state import Outcome
 
-# How a halt ends whose interrupt take() gives: the index of a controller in CONTROLLERS of edge/convert.py.
+# A halt ends with this controller, an index of CONTROLLERS in edge/convert.py; take() then returns the interrupt.
 FLIC: Final = 4
-MAX_ACCEPTED: Final = 1  # a halt that finds something accepted takes nothing more
+MAX_ACCEPTED: Final = 1  # a halt accepts nothing while an accepted interrupt waits
 _ENABLED: Final = PSW_EXTERNAL | PSW_IO | PSW_MACHINE_CHECK
 _WORD: Final = (1 << 64) - 1
 
@@ -38,7 +38,7 @@ class SavedS390Vcpu:
 
 
 class S390Cpu(Vcpu):
-    """A vCPU. Which vCPUs exist is what signals are checked against."""
+    """A vCPU. cpus holds the ids that a signal may come from."""
 
     def __init__(
         self, agenda: Agenda, floating: FloatingInterrupts, cpus: Container[int], vcpu_id: int, index: int
@@ -48,7 +48,7 @@ class S390Cpu(Vcpu):
         self.local = LocalInterrupts(cpus)
         self.local.stopped = True  # KVM: kvm_arch_vcpu_create
         self.masks = Masks()
-        # What ended halts, and is taken next: the guest's wait ended with the interrupt.
+        # Interrupts that ended halts, and are taken next: they ended the guest's wait.
         self.accepted: list[Irq] = []
 
     @property
@@ -59,14 +59,14 @@ class S390Cpu(Vcpu):
     def has_interrupt(self) -> bool:
         return bool(self.accepted) or has_interrupt(self.floating, self.local, self.masks)
 
-    def wake(self, interrupts_masked: bool) -> Outcome:  # noqa: ARG002 - the masks say it
+    def wake(self, interrupts_masked: bool) -> Outcome:  # noqa: ARG002 - the masks decide
         if not self.has_interrupt():
             return None
         if not self.accepted and deliverable_of(self.floating, self.local, self.masks):
             irq = take(self.floating, self.local, self.masks)
             assert irq is not None
             self.accepted.append(irq)
-        return 0, FLIC  # what it is, take() says: a stop, too
+        return 0, FLIC  # take() returns the interrupt, which may be a stop
 
     def take(self) -> Irq | None:
         """Take the next interrupt."""
@@ -75,21 +75,21 @@ class S390Cpu(Vcpu):
         return take(self.floating, self.local, self.masks)
 
     def clear(self) -> None:
-        """A normal reset: the vCPU's own interrupts are gone. KVM: kvm_arch_vcpu_ioctl_normal_reset."""
+        """A normal reset: drop the vCPU's own interrupts. KVM: kvm_arch_vcpu_ioctl_normal_reset."""
         self.local.clear()
         self.accepted.clear()
         self.reset_count += 1
         self.priorities_changed()
 
     def initialise(self) -> None:
-        """An initial reset, or a clear reset: the masks, too. KVM: kvm_arch_vcpu_ioctl_initial_reset."""
+        """An initial reset or a clear reset: reset the masks, too. KVM: kvm_arch_vcpu_ioctl_initial_reset."""
         self.masks = Masks()
         self.clear()
 
     # Snapshots.
 
     def save(self) -> SavedS390Vcpu:
-        """What resume takes."""
+        """The state, for resume()."""
         masks = self.masks
         return SavedS390Vcpu(
             vcpu=self.id,
@@ -102,21 +102,21 @@ class S390Cpu(Vcpu):
         )
 
     def resume(self, saved: SavedS390Vcpu) -> None:
-        """Become what was saved, after check_vcpu."""
+        """Take a saved state, which check_vcpu has accepted."""
         self.masks = Masks(saved.psw_mask, saved.cr0, saved.cr6, saved.cr14)
         self.local.resume(saved.local)
         self.accepted = [unpack(irq) for irq in saved.accepted]
 
 
 def check_vcpu(saved: SavedS390Vcpu) -> None:
-    """Refuse what no vCPU can be."""
+    """Refuse a state that no vCPU can have."""
     for value in (saved.psw_mask, saved.cr0, saved.cr6, saved.cr14):
         in_range(value, 0, _WORD, "a mask of interrupts")
     LocalInterrupts(()).check(saved.local)
     check(len(saved.accepted) <= MAX_ACCEPTED, f"a vCPU has accepted {len(saved.accepted)} interrupts")
     for irq in saved.accepted:
-        check(len(irq) == IRQ_SIZE, f"an accepted interrupt has {len(irq)} bytes; it has {IRQ_SIZE}")
+        check(len(irq) == IRQ_SIZE, f"an accepted interrupt has {len(irq)} bytes, not {IRQ_SIZE}")
         try:
-            check(unpack(irq).kind != Kind.SIGP_STOP, "a stop is not accepted, but pending")
+            check(unpack(irq).kind != Kind.SIGP_STOP, "an accepted interrupt is a stop, which stays pending")
         except RefusedError as error:
             raise StateError(error.message) from None

@@ -36,7 +36,7 @@ from irqchipd.vm.vcpu_state import MpState
 
 MAX_VALUE: Final = 1 << 20  # bytes of an attribute's value
 CREATE_DEVICE_TEST: Final = 1  # KVM_CREATE_DEVICE_TEST
-FLIC_NUMBER: Final = 0  # of the one device that there can be
+FLIC_NUMBER: Final = 0  # the FLIC is the only device
 _WORD: Final = (1 << 64) - 1
 _T = TypeVar("_T")
 
@@ -108,8 +108,8 @@ class S390Vm(Vm):
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP: EINVAL until KVM_CAP_S390_IRQCHIP is enabled; it may be called again.
 
-        The dummy routing table that Documentation/virt/kvm/api.rst speaks of has no entries. Since Linux 6.11 it is
-        there from the VM's creation, and a call keeps the routes that were set since.
+        The dummy routing table of Documentation/virt/kvm/api.rst has no entries. Since Linux 6.11 a VM has the table
+        from its creation, and a call keeps the routes that were set since.
         """
         with self._turn:
             if not self._s390.can_create:
@@ -154,7 +154,7 @@ class S390Vm(Vm):
             if self._s390.region_at(bit.address) is None:
                 raise VmError(
                     errno.EFAULT,
-                    f"GSI {gsi}: the {what}'s address {bit.address:#x} is in no memory: register memory there first",
+                    f"GSI {gsi}: the {what}'s address {bit.address:#x} is outside memory: register memory there first",
                 )
 
     def signal_msi(self, address: int, data: int, flags: int = 0) -> int:  # noqa: ARG002
@@ -188,13 +188,13 @@ class S390Vm(Vm):
         vcpu: int | None,
         group: int,
         attr: int,
-        data: bytes,  # noqa: ARG002 - only its length would count, which is in attr
+        data: bytes,  # noqa: ARG002 - attr has its length
     ) -> bytes:
         """KVM_GET_DEVICE_ATTR of the FLIC: EINVAL for an unknown group. KVM: flic_get_attr."""
         with self._turn:
             self._check_device(device, vcpu)
             needed = len(self._s390.flic.floating) * IRQ_SIZE
-            if group == Group.GET_ALL_IRQS and MAX_VALUE < needed <= attr <= MAX_BUFFER:  # before a long list is made
+            if group == Group.GET_ALL_IRQS and MAX_VALUE < needed <= attr <= MAX_BUFFER:  # before the list is made
                 raise VmError(
                     errno.E2BIG,
                     f"the interrupts need {needed} bytes, and at most {MAX_VALUE} fit into a message: let vCPUs take"
@@ -259,24 +259,24 @@ class S390Vm(Vm):
     # The CPU side.
 
     def set_masks(self, vcpu: int, masks: Masks) -> None:
-        """The guest has changed its PSW or a control register: kvm_run's psw_mask, and KVM_SET_SREGS."""
+        """Set the masks of the guest's PSW and control registers: kvm_run's psw_mask, and KVM_SET_SREGS."""
         with self._turn:
             cpu = self._cpu(vcpu)
             for value in (masks.psw, masks.cr0, masks.cr6, masks.cr14):
                 if not 0 <= value <= _WORD:
-                    raise invalid(f"a mask is {value:#x}; masks have 64 bits")
+                    raise invalid(f"mask {value:#x} does not fit into 64 bits")
             cpu.masks = masks
             cpu.priorities_changed()
 
     def get_masks(self, vcpu: int) -> Masks:
-        """What set_masks has set."""
+        """The masks, as set_masks set them."""
         with self._turn:
             return self._cpu(vcpu).masks
 
     def take_irq(self, vcpu: int) -> Irq | None:
-        """Take the interrupt that the vCPU's masks allow and that is first, or None.
+        """Take the first interrupt that the vCPU's masks allow, or None.
 
-        The vCPU's process then exchanges the PSW, and says the new masks. KVM: kvm_s390_deliver_pending_interrupts.
+        The vCPU's process then exchanges the PSW, and sets the new masks. KVM: kvm_s390_deliver_pending_interrupts.
         """
         with self._turn:
             cpu = self._enter(vcpu)
@@ -309,7 +309,7 @@ class S390Vm(Vm):
                 raise invalid(f"reset {kind} is invalid; 1 is normal, 2 initial, 3 clear")
 
     def get_mp_state(self, vcpu: int) -> MpState:
-        """KVM_GET_MP_STATE, which lets the VMM control run states from now on, as there."""
+        """KVM_GET_MP_STATE. As in KVM, the VMM controls run states from now on."""
         with self._turn:
             cpu = self._cpu(vcpu)
             self._s390.user_controls = True
@@ -318,14 +318,14 @@ class S390Vm(Vm):
     def set_mp_state(self, vcpu: int, state: int) -> None:
         """KVM_SET_MP_STATE: ENXIO for a state that KVM does not support. KVM: kvm_arch_vcpu_ioctl_set_mpstate.
 
-        It lets the VMM control run states; KVM does so even where it refuses the state.
+        The VMM controls run states from now on, even if the state is refused, as in KVM.
         """
         with self._turn:
             cpu = self._cpu(vcpu)
             if state not in (MpState.STOPPED, MpState.OPERATING):
                 raise VmError(
                     errno.ENXIO,
-                    f"run state {state} is not for an s390 vCPU: use {int(MpState.STOPPED)}, stopped, or"
+                    f"run state {state} is invalid for an s390 vCPU: use {int(MpState.STOPPED)}, stopped, or"
                     f" {int(MpState.OPERATING)}, operating",
                 )
             self._s390.user_controls = True
@@ -342,7 +342,7 @@ class S390Vm(Vm):
     def restored(
         cls, name: str, max_vcpus: int, state: VmState, access_ns: int = ACCESS_NS, deadlines: Deadlines | None = None
     ) -> Self:
-        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
+        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock continues from the saved time."""
         saving.check_state(state, min(max_vcpus, MAX_CPUS))
         deadlines = deadlines if deadlines is not None else Deadlines()
         clock = clock_of(state, deadlines)
@@ -356,7 +356,7 @@ class S390Vm(Vm):
     # Checks.
 
     def _do(self, call: Callable[[], _T]) -> _T:
-        """What a chip does, or its refusal."""
+        """Call a chip; a refusal becomes a VmError."""
         try:
             return call()
         except RefusedError as refused:

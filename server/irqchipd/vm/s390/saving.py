@@ -1,4 +1,4 @@
-"""Saving, checking and restoring what is an s390 VM's; each chip saves, checks and resumes its own state."""
+"""Saving, checking and restoring an s390 VM; each chip saves, checks and resumes its own state."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from irqchipd.vm.s390.board import S390Board, adapter_route
 from irqchipd.vm.s390.cpu import check_vcpu
 from irqchipd.vm.snapshot import S390State, VmState
 
-# The most floating interrupts of a snapshot, so that it fits into a message with all else that a VM may have.
+# The most floating interrupts of a snapshot, so that it fits into a message with the VM's other state.
 MAX_SAVED: Final = 8192
 
 
 def save(board: S390Board) -> dict[str, Any]:
-    """The board: fields of VmState. E2BIG where too much is pending."""
+    """The board: fields of VmState. E2BIG where too many interrupts are pending."""
     pending = len(board.flic.floating)
     if pending > MAX_SAVED:
         raise VmError(
@@ -41,7 +41,7 @@ def save(board: S390Board) -> dict[str, Any]:
 
 
 def restore_board(board: S390Board, state: VmState) -> None:
-    """Make a new board what was saved, in a state that has been checked."""
+    """Restore a new board from a checked state."""
     saved = state.s390
     assert saved is not None
     board.can_create, board.created = saved.can_create_irqchip, saved.irqchip

@@ -14,10 +14,10 @@ from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.routing import MsiRoute, Route
 
-MAX_PHYSICAL_ID: Final = 0xFF  # that the map has room for, or more where there is a larger x2APIC ID
+MAX_PHYSICAL_ID: Final = 0xFF  # the least that the map has room for; a larger x2APIC ID extends the map
 MAX_REMEMBERED: Final = 1024  # destinations; a guest with x2APICs can name 2^32
 _BROADCASTS: Final = (BROADCAST, X2APIC_BROADCAST)
-_X2APIC: Final = -1  # the logical model of x2APICs, beside DFR_FLAT and DFR_CLUSTER
+_X2APIC: Final = -1  # the logical model of x2APICs, besides DFR_FLAT and DFR_CLUSTER
 
 
 class _LogicalMap:
@@ -45,7 +45,7 @@ class _LogicalMap:
         elif self.mode != mode:
             self.usable = False
             return
-        if lapic.x2apic:  # the logical ID follows from the physical one, and so does its place in the map
+        if lapic.x2apic:  # the logical ID, and its place in the map, follow from the physical ID
             return
         mask = logical_id if mode == DFR_FLAT else logical_id & 0xF
         cluster = 0 if mode == DFR_FLAT else logical_id & 0xF0
@@ -58,7 +58,7 @@ class _LogicalMap:
             self.members[key] = cpu
 
     def slots(self, destination: int, physical: dict[int, int], last: int) -> list[int | None]:
-        """What the set bits of a destination name, lowest first; None where no APIC has the bit.
+        """The CPUs that the set bits of a destination name, lowest bit first; None where no APIC has the bit.
 
         last is the physical ID that the map ends with.
         """
@@ -74,7 +74,7 @@ class _LogicalMap:
 
 
 class _ByEntry(dict[int, int]):
-    """CPUs, one bit each, by the bits of a redirection entry that address them; worked out when first asked for."""
+    """CPUs, one bit each, by the bits of a redirection entry that address them; computed at the first use."""
 
     def __init__(self, work_out: Callable[[int, int], int]) -> None:
         super().__init__()
@@ -88,30 +88,30 @@ class _ByEntry(dict[int, int]):
 class ApicBus:
     """Delivers messages to the local APICs of one VM. CPUs are named by index, 0 for the first created.
 
-    KVM keeps a map from destinations to APICs and falls back on asking every APIC where the map can't be used; the two
-    do not always agree, and both are here.
+    KVM keeps a map from destinations to APICs. Where the map can't be used, KVM compares every APIC. The two do not
+    always agree, so this class has both.
     """
 
     def __init__(self, agenda: Agenda) -> None:
         self.agenda = agenda
         self.observer: Observer | None = None
         self.lapics: list[Lapic] = []
-        # What else an EOI on the bus may concern: the IOAPIC; or, with a split irqchip, the VMM's, to which this many
-        # GSIs from 0 lead. KVM: kvm_host.h nr_reserved_ioapic_pins.
+        # The IOAPIC, which EOIs may concern; or, with a split irqchip, the number of GSIs, from 0, that lead to the
+        # VMM's IOAPIC. KVM: kvm_host.h nr_reserved_ioapic_pins.
         self.ioapic: Ioapic | None = None
         self.split: int | None = None
         self.routes: Sequence[Route] = ()
-        # Counts the requests that every CPU scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
+        # Counts the requests to all CPUs to scan which EOIs concern the IOAPIC. KVM: kvm_make_scan_ioapic_request.
         self.scans = 0
         self.quirks = QUIRKS
-        # KVM_CAP_X2APIC_API: APIC IDs have 32 bits, also those in MSIs and of xAPICs that can't be addressed else; and
-        # a destination FFh that is no IPI's is not all x2APICs'.
+        # KVM_CAP_X2APIC_API: APIC IDs have 32 bits, also in MSIs, and for xAPICs with IDs above FFh; and destination
+        # FFh of an MSI or of the IOAPIC does not mean all x2APICs.
         self.x2apic_format = False
         self.no_broadcast_quirk = False
         # matching() and addressed(), remembered by redirection entries' addresses.
         self.matching_entry = _ByEntry(self.matching)
         self.addressed_by_entry = _ByEntry(self.addressed)
-        # What _mapped_slots found.
+        # The results of _find_slots.
         self._slots: dict[tuple[int, int], list[int | None] | None] = {}
         self.invalidate()
         # How many of the APICs the map is made of; None while there is no map.
@@ -120,7 +120,7 @@ class ApicBus:
     def add(self, lapic: Lapic) -> None:
         """Add an APIC. KVM: lapic.c kvm_lapic_reset makes the map anew before the vCPU belongs to the VM.
 
-        So the map lacks the APIC until something makes it anew again.
+        So the map lacks the APIC until it is made anew.
         """
         self.invalidate()
         self.lapics.append(lapic)
@@ -149,7 +149,7 @@ class ApicBus:
         self.forget()
 
     def forget(self) -> None:
-        """Work out anew, when next needed, which CPUs an address names."""
+        """Compute anew, when next needed, which CPUs an address names."""
         self._mapped = False
         self._physical: dict[int, int] | None = None
         self._last_id = MAX_PHYSICAL_ID
@@ -161,8 +161,8 @@ class ApicBus:
     def _map(self) -> None:
         """KVM: lapic.c kvm_recalculate_apic_map; two APICs of one physical ID switch the whole map off.
 
-        Unless IDs have 32 bits: then an xAPIC has the ID that it has been made with, too, where that has more than 8;
-        and of several that share the 8 bits the first is addressed by these.
+        With IDs of 32 bits they do not: an xAPIC whose vCPU id has more than 8 bits is also found by that id, and the
+        8-bit ID names the first APIC that has it.
         """
         self._mapped = True
         if self._known is None:
@@ -268,7 +268,7 @@ class ApicBus:
     # Delivery.
 
     def msi(self, address: int, data: int) -> Message:
-        """The message that an MSI is."""
+        """The message of an MSI."""
         return from_msi(address if self.x2apic_format else address & 0xFFFF_FFFF, data)
 
     def can_send(self, address: int) -> bool:
@@ -278,9 +278,9 @@ class ApicBus:
     def deliver(
         self, message: Message, accepted: MutableMapping[int, int] | None = None, sender: int | None = None
     ) -> int:
-        """Deliver a message and return how many CPUs took it, or -1 where the message addresses none.
+        """Deliver a message and return how many CPUs took it, or -1 if the message addresses no CPU.
 
-        accepted notes the CPUs that took it, with the vector; sender is an IPI's CPU. KVM: kvm_irq_delivery_to_apic.
+        accepted collects the CPUs that took it, with the vector; sender is an IPI's CPU. KVM: kvm_irq_delivery_to_apic.
         """
         if message.shorthand == Shorthand.NONE:
             to = message.destination, message.logical
@@ -290,7 +290,7 @@ class ApicBus:
                 slots = self._slots[to] if to in self._slots else self._find_slots(*to)
             if slots is not None:
                 if message.logical and message.lowest_priority and slots:
-                    # KVM: lapic.c kvm_vector_to_index; a bit that no CPU has can be chosen, and then no CPU gets it.
+                    # KVM: lapic.c kvm_vector_to_index; the chosen bit may be no CPU's, which loses the message.
                     slots = [slots[message.vector % len(slots)]]
                 status = 0
                 for cpu in slots:
@@ -300,7 +300,7 @@ class ApicBus:
         elif message.shorthand == Shorthand.SELF and sender is not None:
             return self.offer(sender, message, accepted)
         if message.lowest_priority and message.destination == BROADCAST and not message.logical:
-            # KVM: whatever its mode was; a redirection hint still asks for one of them.
+            # KVM: in any delivery mode; with a redirection hint it still goes to one CPU.
             message = replace(message, delivery_mode=DeliveryMode.FIXED)
         cpus = self._unmapped(message, sender)
         return sum([self.offer(cpu, message, accepted) for cpu in cpus]) if cpus else -1
@@ -340,7 +340,7 @@ def _matches_physical(lapic: Lapic, destination: int) -> bool:
 
 
 def _matches_logical(lapic: Lapic, destination: int) -> bool:
-    """KVM: lapic.c kvm_apic_match_logical_addr; a DFR that is neither model matches nothing."""
+    """KVM: lapic.c kvm_apic_match_logical_addr; an invalid DFR matches nothing."""
     if destination == (X2APIC_BROADCAST if lapic.x2apic else BROADCAST):
         return True
     if lapic.x2apic:

@@ -8,10 +8,11 @@ from typing import Final
 from irqchipd.chips import i8254, i8259, ioapic
 from irqchipd.chips.i8254 import Pit, Speaker
 from irqchipd.chips.i8259 import PicPair
-from irqchipd.chips.ioapic import Ioapic
+from irqchipd.chips.ioapic import MASKED, Ioapic
 from irqchipd.chips.lapic import Lapic
 from irqchipd.chips.lapic_registers import DEFAULT_BASE, WINDOW
 from irqchipd.chips.message import from_msi
+from irqchipd.observe.counters import Counters
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.agenda import Agenda
 from irqchipd.vm.board import Board, Probes, RawProbes
@@ -19,7 +20,7 @@ from irqchipd.vm.bus import Device, IoBus
 from irqchipd.vm.clock import Alarm
 from irqchipd.vm.cpu import Vcpu
 from irqchipd.vm.regions import Reserved
-from irqchipd.vm.routing import Route
+from irqchipd.vm.routing import MsiRoute, Route
 from irqchipd.vm.sources import PIT, RESAMPLERS
 from irqchipd.vm.vcpu_state import MpState
 from irqchipd.vm.x86.apicbus import ApicBus
@@ -43,7 +44,7 @@ APIC_PAGE: Final = Reserved(DEFAULT_BASE, WINDOW, "the local APICs'")
 
 
 class PcBoard(Board):
-    """PICs, IOAPIC and local APICs with what connects them. It is the wires of the PICs, the IOAPIC and the PIT."""
+    """PICs, IOAPIC and local APICs, wired together. The board implements PicWires, IoapicWires and PitWires."""
 
     def __init__(self, agenda: Agenda, tsc_khz: int) -> None:
         super().__init__(agenda)
@@ -58,16 +59,16 @@ class PcBoard(Board):
         self.ioapic: Ioapic | None = None
         self.pit: Pit | None = None
         self.speaker = False
-        # What capabilities have changed.
+        # Set by capabilities.
         self.boot_vcpu = 0
-        self.max_vcpu_ids = 0  # 0 as long as no operation has set the number
+        self.max_vcpu_ids = 0  # 0 until an operation sets the number
         self.apic_bus_ns = 1
         self._table: Table = {}
         self.notices = self.pins = PinNotices(agenda, apics, self.lower_resampled)
-        # The ranks are the order in which alarms of one time ring; the local APICs' come behind these.
+        # The ranks order alarms of the same time; the local APICs' alarms come after these.
         self._pit_alarm: Alarm
         self.delayed_eoi: Alarm
-        # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
+        # The line sources that drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
         self.sources = [0] * INPUTS
 
     # Assembly.
@@ -90,7 +91,7 @@ class PcBoard(Board):
         self.pins.set_routes(DEFAULT_GSI_OF)
 
     def split_irqchip(self, reserved: int) -> None:
-        """Put in local APICs alone, and reserve GSIs for the VMM's IOAPIC."""
+        """Put in only local APICs, and reserve GSIs for the VMM's IOAPIC."""
         self.apics.split = reserved
         self._add_apics()
 
@@ -158,7 +159,7 @@ class PcBoard(Board):
                 self._drive_observed(pin, 1, sources)
 
     def enable_x2apic_api(self, *, ids: bool, no_broadcast_quirk: bool) -> None:
-        """APIC IDs have 32 bits where they had 8, and FFh is not all x2APICs any more."""
+        """Give APIC IDs 32 bits instead of 8, and stop destination FFh from meaning all x2APICs."""
         self.apics.x2apic_format |= ids
         self.apics.no_broadcast_quirk |= no_broadcast_quirk
         self.apics.forget()
@@ -175,20 +176,65 @@ class PcBoard(Board):
     def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
         observer = self.observer
         if observer is not None:
-            observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+            if isinstance(observer, Counters):
+                return self._set_irq_counted(observer, gsi, level, source, line_status)
+            return self._set_irq_traced(observer, gsi, level, source, line_status)
         total = -1
         for end in self._table.get(gsi, ()):
-            if isinstance(end, int):
-                if observer is None:
-                    status = self._drive(end, level, source, line_status)
-                else:
-                    status = self._drive_observed(end, level, source, line_status)
-            else:  # KVM: irq_comm.c kvm_set_msi; a falling line sends nothing
-                can_send = level and self.apics.can_send(end.address)
-                status = self.signal_msi(end.address, end.data) if can_send else -1
+            status = self._drive(end, level, source, line_status) if isinstance(end, int) else self._send(end, level)
             if status >= 0:
                 total = status if total < 0 else total + status
         return total
+
+    def _set_irq_traced(self, observer: Observer, gsi: int, level: int, source: int, line_status: bool) -> int:
+        """As set_irq, and report to the observer."""
+        observer.kvm_set_irq(gsi, level, source.bit_length() - 1)
+        total = -1
+        for end in self._table.get(gsi, ()):
+            if isinstance(end, int):
+                status = self._drive_observed(end, level, source, line_status, rises=level)
+            else:
+                status = self._send(end, level)
+            if status >= 0:
+                total = status if total < 0 else total + status
+        return total
+
+    def _set_irq_counted(self, counters: Counters, gsi: int, level: int, source: int, line_status: bool) -> int:
+        """As set_irq, and count: where the counters are the only observer, no change needs a call of theirs."""
+        if level:
+            counters.raised += 1
+        else:
+            counters.lowered += 1
+        total = -1
+        for end in self._table.get(gsi, ()):
+            if not isinstance(end, int):
+                status = self._send(end, level)
+            elif level:
+                masked = self._is_masked(end)
+                status = self._drive(end, 1, source, line_status)
+                if masked:
+                    counters.masked += 1
+                elif not status:
+                    counters.coalesced += 1
+            else:
+                status = self._drive(end, 0, source, line_status)
+            if status >= 0:
+                total = status if total < 0 else total + status
+        return total
+
+    def _send(self, end: MsiRoute, level: int) -> int:
+        """Send a GSI's MSI. KVM: irq_comm.c kvm_set_msi; a falling line sends nothing."""
+        can_send = level and self.apics.can_send(end.address)
+        return self.signal_msi(end.address, end.data) if can_send else -1
+
+    def _is_masked(self, pin: int) -> bool:
+        """Whether an input is masked at its chip."""
+        assert self.pic is not None
+        assert self.ioapic is not None
+        if pin >= IOAPIC_INPUTS:
+            return bool(self.ioapic.redirection[pin - IOAPIC_INPUTS] & MASKED)
+        chip = self.pic.secondary if pin >= 8 else self.pic.primary
+        return bool(chip.imr >> (pin & 7) & 1)
 
     def _drive(self, pin: int, level: int, source: int, line_status: bool = True) -> int:
         """Set one source's level at an input, and drive it with the OR of all. KVM: __kvm_irq_line_state."""
@@ -200,11 +246,12 @@ class PcBoard(Board):
             return self.pic.set_line(pin, 1 if sources else 0)
         return self.ioapic.set_pin(pin - IOAPIC_INPUTS, 1 if sources else 0, line_status)
 
-    def _drive_observed(self, pin: int, level: int, source: int, line_status: bool = True) -> int:
-        """The same, and report it if there is an observer."""
+    def _drive_observed(self, pin: int, level: int, source: int, line_status: bool = True, *, rises: int = 0) -> int:
+        """As _drive, and report to the observer, if any; rises is whether this is a rise of a GSI."""
         pic, ioapic, observer = self.pic, self.ioapic, self.observer
         assert pic is not None
         assert ioapic is not None
+        masked = bool(rises) and self._is_masked(pin)
         entry = ioapic.redirection[pin - IOAPIC_INPUTS] if pin >= IOAPIC_INPUTS else 0
         status = self._drive(pin, level, source, line_status)
         if observer is None:
@@ -214,6 +261,8 @@ class PcBoard(Board):
             observer.kvm_pic_set_irq(pin >> 3, pin & 7, chip.elcr, chip.imr, status == 0)
         else:
             observer.kvm_ioapic_set_irq(entry, pin - IOAPIC_INPUTS, status == 0)
+        if rises and (masked or not status):
+            observer.line_raised(not status, masked)
         return status
 
     def drop_source(self, source: int) -> None:
@@ -245,7 +294,7 @@ class PcBoard(Board):
         return (self.routes, *self.sources)
 
     def named_lines(self, raw: RawProbes) -> dict[str, int]:
-        """The PIT's line and what is resampled, as the inputs have them."""
+        """The PIT's line and the resampled lines, as the inputs have them."""
         routes, *sources = raw
         lines: dict[str, int] = {}
         for pin, gsi in gsi_of(routes).items():

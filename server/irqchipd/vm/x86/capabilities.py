@@ -16,7 +16,7 @@ from irqchipd.vm.routing import MAX_GSIS
 from irqchipd.vm.x86.board import APIC_PAGE, PcBoard
 from irqchipd.vm.x86.cpu import Cpu
 
-MAX_VCPU_ID: Final = 4095  # KVM_MAX_VCPU_IDS, less one; the xAPIC IDs that can be addressed go to 254
+MAX_VCPU_ID: Final = 4095  # KVM_MAX_VCPU_IDS less one; only xAPIC IDs up to 254 can be addressed
 
 
 class Cap:
@@ -30,7 +30,7 @@ class Cap:
     X86_APIC_BUS_CYCLES_NS: Final = 237
 
 
-# Flags of X2APIC_API: APIC IDs have 32 bits in GET_LAPIC, SET_LAPIC and MSIs; and FFh is one, not all x2APICs.
+# Flags of X2APIC_API: APIC IDs have 32 bits in GET_LAPIC, SET_LAPIC and MSIs; and FFh is an ID, not all x2APICs.
 X2APIC_32BIT_IDS: Final = 1 << 0
 X2APIC_NO_BROADCAST_QUIRK: Final = 1 << 1
 X2APIC_API: Final = X2APIC_32BIT_IDS | X2APIC_NO_BROADCAST_QUIRK
@@ -91,7 +91,7 @@ class Capabilities(Vm):
                     self._enable_x2apic_api(argument)
                 case Cap.DISABLE_QUIRKS2:
                     if argument & ~QUIRKS:
-                        raise invalid(f"quirks {argument:#x}; irqchipd has those of {QUIRKS:#x}")
+                        raise invalid(f"quirks {argument:#x} are invalid; use a subset of {QUIRKS:#x}")
                     self._pc.apics.quirks &= ~argument
                 case Cap.X86_APIC_BUS_CYCLES_NS:
                     self._set_apic_bus(argument)
@@ -104,31 +104,31 @@ class Capabilities(Vm):
         if reserved > MAX_GSIS:
             raise invalid(f"{reserved} GSIs for the VMM's IOAPIC; at most {MAX_GSIS} are allowed")
         if board.has_irqchip or self._cpus:
-            raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs; it is too late to split it")
+            raise VmError(errno.EEXIST, f"VM {self.name!r} has an irqchip or vCPUs: split the irqchip first")
         board.regions.check_free(APIC_PAGE)
-        board.split_irqchip(reserved & 0xFF)  # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 GSIs are none
+        board.split_irqchip(reserved & 0xFF)  # KVM: kvm_host.h nr_reserved_ioapic_pins, a u8: 4096 becomes 0
 
     def _limit_vcpu_ids(self, count: int) -> None:
-        """Limit the vCPU ids, from 0; once, and before the first vCPU, which sets the limit, too."""
+        """Limit the number of vCPU ids, once. The first vCPU also fixes the limit."""
         board = self._pc
         if count > MAX_VCPU_ID + 1:
             raise invalid(f"{count} vCPU ids; at most {MAX_VCPU_ID + 1} are allowed")
         if board.boot_vcpu > count:
             raise invalid(f"{count} vCPU ids are too few for the boot CPU's id, {board.boot_vcpu}")
         if board.max_vcpu_ids not in (0, count):
-            raise invalid(f"VM {self.name!r} has {board.max_vcpu_ids} vCPU ids, which can't be changed any more")
+            raise invalid(f"VM {self.name!r} has {board.max_vcpu_ids} vCPU ids; the number can't be changed again")
         board.max_vcpu_ids = count
 
     def _enable_x2apic_api(self, flags: int) -> None:
         if flags & ~X2APIC_API:
-            raise invalid(f"flags {flags:#x} of the x2APIC API; those of {X2APIC_API:#x} are allowed")
+            raise invalid(f"flags {flags:#x} of the x2APIC API are invalid; use a subset of {X2APIC_API:#x}")
         self._pc.enable_x2apic_api(
             ids=bool(flags & X2APIC_32BIT_IDS), no_broadcast_quirk=bool(flags & X2APIC_NO_BROADCAST_QUIRK)
         )
 
     def _set_apic_bus(self, nanoseconds: int) -> None:
         if not 1 <= nanoseconds <= MAX_BUS_NS:
-            raise invalid(f"a cycle of {nanoseconds} ns of the APIC timers' bus; 1 to {MAX_BUS_NS} are allowed")
+            raise invalid(f"a cycle of {nanoseconds} ns of the APIC timers' bus is invalid; use 1 to {MAX_BUS_NS}")
         if not self._pc.has_irqchip:
             raise VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip, and so no APIC timers; create it first")
         if self._cpus:
@@ -142,7 +142,7 @@ class Capabilities(Vm):
             if self._cpus:
                 raise VmError(errno.EBUSY, f"VM {self.name!r} has vCPUs; the boot CPU must be chosen before them")
             limit = board.max_vcpu_ids or MAX_VCPU_ID + 1
-            if not 0 <= vcpu <= limit:  # KVM: x86.c kvm_arch_vm_ioctl allows one more than there are
+            if not 0 <= vcpu <= limit:  # KVM: x86.c kvm_arch_vm_ioctl allows one id too many
                 raise invalid(f"vCPU {vcpu} can't be the boot CPU: ids are 0 to {limit - 1}")
             board.boot_vcpu = vcpu
 
@@ -172,6 +172,6 @@ class Capabilities(Vm):
         if self._pc.apics.split is not None:
             return VmError(errno.ENXIO, f"VM {self.name!r} has a split irqchip: its PICs, IOAPIC and PIT are the VMM's")
         if self._cpus:
-            too_late = "its vCPUs came first, and now it is too late: make a new VM"
+            too_late = "it must be created before the vCPUs: make a new VM"
             return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; {too_late}")
         return VmError(errno.ENXIO, f"VM {self.name!r} has no irqchip; create it first")

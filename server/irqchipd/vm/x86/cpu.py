@@ -1,4 +1,4 @@
-"""An x86 vCPU: its local APIC, its run state, and what waits for it."""
+"""An x86 vCPU: its local APIC, its run state, and its pending events."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from irqchipd.vm.x86.apicbus import ApicBus
 from irqchipd.vm.x86.lapic_copy import LapicCopy
 from irqchipd.vm.x86.vcpu_state import HANDLED_BYTES, MAX_NMIS, MAX_QUEUED, SavedVcpu, VcpuEvents
 
-# An alarm of a local APIC's timer rings behind the PIT's and the IOAPIC's of the same time.
+# An alarm of a local APIC's timer rings after the PIT's and the IOAPIC's alarms of the same time.
 _FIRST_RANK: Final = 2
 _OFFSET: Final = WINDOW - 1  # in a register page
-# An enumeration's members take long to look up.
+# Names for an enumeration's members, which are slow to look up.
 _RUNNABLE: Final = MpState.RUNNABLE
 _UNINITIALIZED: Final = MpState.UNINITIALIZED
 _INIT_RECEIVED: Final = MpState.INIT_RECEIVED
@@ -30,42 +30,42 @@ _HALTS: Final = (_HALTED, _AP_RESET_HOLD)
 
 
 class Cpu(Vcpu):
-    """A vCPU, and its local APIC where the VM has an irqchip. It is that local APIC's wires."""
+    """A vCPU, and its local APIC if the VM has an irqchip. This class implements LapicWires."""
 
     def __init__(self, agenda: Agenda, apics: ApicBus, pic: PicPair | None, vcpu_id: int, index: int) -> None:
         super().__init__(agenda, vcpu_id, index)
         self.apics = apics
         self.pic = pic
         self.lapic: Lapic | None = None
-        # Of its registers, for the process that executes the vCPU.
+        # The copy of the local APIC's registers, for the process that executes the vCPU.
         self.copy: LapicCopy | None = None
         self.alarm = Alarm(_FIRST_RANK + index, self._ring)
-        # The vectors whose EOI goes to the IOAPIC, one bit each, as of the last entry into the guest that scanned;
-        # the highest of them that no entry sends here any more; and the bus's count of scans then.
+        # From the last scan at an entry into the guest: the vectors whose EOI goes to the IOAPIC, one bit each; the
+        # highest of them that no redirection entry sends here now; and the bus's count of scans.
         self.handled = 0
         self.stale = -1
         self.scanned = -1
-        # Run state, and what waits to be taken beside what the chips have.
+        # Run state, and pending events outside the chips.
         self.mp_state: MpState = _RUNNABLE
         self.init = False
         self.sipi_vector: int | None = None
-        self.last_sipi = 0  # also one that was ignored
-        # What an operation has sent to this vCPU and is not done.
+        self.last_sipi = 0  # also of an ignored SIPI
+        # INIT and start-up that the current operation sends to this vCPU.
         self.has_init = self.has_startup = False
         self.smi = False
         self.nmis = 0
-        # As the process says that executes the vCPU: it is in an NMI's handler; an NMI is on its way.
+        # Reported by the process that executes the vCPU: the guest is in its NMI handler; an NMI is being injected.
         self.nmi_masked = False
         self.nmi_injected = False
-        # KVM: kvm_host.h pv_unhalted; a remote read came, and no HLT has ended since.
+        # KVM: kvm_host.h pv_unhalted; a remote read has arrived since the last HLT ended.
         self.unhalted = False
-        # KVM: kvm_host.h interrupt.injected; interrupts that given-up Halts had acknowledged.
+        # KVM: kvm_host.h interrupt.injected; interrupts acknowledged by Halts whose callers gave up.
         self.queued: list[Taken] = []
         # KVM: kvm_host.h pending_external_vector; with a split irqchip, from the VMM's PIC.
         self.external_vector: int | None = None
 
     def publish(self) -> None:
-        """The local APIC's registers may have changed: copy them, but not while an observer is to see each access."""
+        """The local APIC's registers may have changed: copy them, unless an observer has to see each access."""
         if self.copy is not None:
             assert self.lapic is not None
             observer = self.apics.observer
@@ -75,12 +75,12 @@ class Cpu(Vcpu):
                 self.copy.withdraw()
 
     def wrote(self, device: object, address: int) -> None:
-        """Copy what a store may have changed."""
+        """Copy the registers after a store."""
         if device is self.lapic and address & _OFFSET != Reg.EOI:
             self.publish()
 
     def keep_copy(self, copy: LapicCopy | None) -> None:
-        """Keep a copy of the local APIC's registers, or none any more."""
+        """Begin to keep a copy of the local APIC's registers, or end it with None."""
         self.copy = copy
         self.is_copied = copy is not None
 
@@ -100,7 +100,7 @@ class Cpu(Vcpu):
         self.apics.offer(self.index, message)
 
     def end_of_interrupt(self, vector: int, level_triggered: bool) -> None:
-        """KVM: lapic.c kvm_ioapic_send_eoi; only what the last scan found concerns the IOAPIC."""
+        """KVM: lapic.c kvm_ioapic_send_eoi; only vectors from the last scan concern the IOAPIC."""
         apics = self.apics
         if apics.observer is not None:
             apics.observer.kvm_eoi(self.id, vector)
@@ -109,7 +109,7 @@ class Cpu(Vcpu):
         if vector == self.stale:
             self.scanned = -1
         if apics.ioapic is not None and self.lapic is not None:
-            # KVM does not let a guest set SVR's bit while its IOAPIC is there, but a restored one counts.
+            # KVM does not let a guest set SVR's bit with an in-kernel IOAPIC, but obeys a restored bit.
             apics.ioapic.end_of_interrupt(self.index, vector, level_triggered, self.lapic.directed_eoi)
         else:
             self.notify(IoapicEoi(self.id, vector))
@@ -163,7 +163,7 @@ class Cpu(Vcpu):
                 self.has_startup, self.last_sipi = True, vector
 
     def _arrive(self) -> None:
-        """Accept an INIT or start-up when the instruction that sent it is done: this vCPU may have sent it."""
+        """Accept an INIT or start-up after the instruction that sent it: this vCPU may be the sender."""
         if not self.has_init and not self.has_startup:
             self.agenda.defer(self._accept_events)
 
@@ -178,7 +178,7 @@ class Cpu(Vcpu):
 
     @property
     def nmi_limit(self) -> int:
-        """How many NMIs wait at the most. KVM: x86.c process_nmi."""
+        """The most NMIs that can be pending. KVM: x86.c process_nmi."""
         return 1 if self.nmi_masked or self.nmi_injected else MAX_NMIS
 
     def _report_signal(self, delivery_mode: int, vector: int = 0, ignored: bool = False) -> None:
@@ -194,11 +194,11 @@ class Cpu(Vcpu):
         self._report_signal(DeliveryMode.STARTUP, vector, ignored)
 
     def _initialise(self) -> None:
-        """INIT. KVM: x86.c kvm_vcpu_reset; what waited is lost, and all but the boot CPU wait for SIPI."""
+        """INIT. KVM: x86.c kvm_vcpu_reset; pending events are lost, and all but the boot CPU wait for SIPI."""
         self._forget()
         self.init = True
         assert self.lapic is not None
-        # KVM: lapic.h kvm_vcpu_is_bsp; the bit is as a guest or VMM sets it.
+        # KVM: lapic.h kvm_vcpu_is_bsp; a guest or VMM can change the bit.
         if self.lapic.base & BASE_BOOT_CPU:
             self.run()
         else:
@@ -208,7 +208,7 @@ class Cpu(Vcpu):
         self._report_signal(DeliveryMode.INIT)
 
     def reset(self) -> None:
-        """RESET: as the vCPU was made. A HLT that is under way ends only when something ends it."""
+        """RESET: the state at creation. RESET does not end a HLT that is under way."""
         self._forget()
         self.init = False
         self.external_vector = None
@@ -221,7 +221,7 @@ class Cpu(Vcpu):
         self.priorities_changed()
 
     def _forget(self) -> None:
-        """Drop all that waits, but for what the chips have."""
+        """Drop the pending events outside the chips."""
         self.reset_count += 1
         self.sipi_vector = None
         self.smi = False
@@ -229,7 +229,7 @@ class Cpu(Vcpu):
         self.nmi_masked = self.nmi_injected = False
         self.queued.clear()
 
-    # What there is to take.
+    # Taking interrupts and signals.
 
     def enter(self) -> None:
         """Enter the guest, and learn which EOIs concern the IOAPIC. KVM: x86.c vcpu_scan_ioapic."""
@@ -243,7 +243,7 @@ class Cpu(Vcpu):
         return bool(self.queued) or (self.lapic is not None and self.lapic.interrupt() >= 0) or self.has_extint()
 
     def has_extint(self) -> bool:
-        """Whether a PIC asks this CPU. KVM: irq.c kvm_cpu_has_extint."""
+        """Whether a PIC interrupts this CPU. KVM: irq.c kvm_cpu_has_extint."""
         asks = self.pic.output if self.pic is not None else self.external_vector is not None
         return asks and self.lapic is not None and self.lapic.passes_extint
 
@@ -273,7 +273,7 @@ class Cpu(Vcpu):
         return taken
 
     def take_signal(self) -> Signal | None:
-        """Take what waits beside interrupts; a CPU that waits for SIPI takes no NMI and SMI. KVM: x86.c order."""
+        """Take a pending signal, in x86.c's order; a CPU that waits for SIPI takes no NMI and no SMI."""
         if self.init:
             self.init = False
             return Signal(DeliveryMode.INIT)
@@ -306,7 +306,7 @@ class Cpu(Vcpu):
 
     @property
     def is_halted(self) -> bool:
-        """Whether the vCPU waits for anything to take."""
+        """Whether the vCPU waits for any interrupt or signal."""
         return self.mp_state in _HALTS
 
     @property
@@ -314,10 +314,10 @@ class Cpu(Vcpu):
         """Whether the vCPU waits for INIT and SIPI, and takes nothing else."""
         return self.mp_state is _UNINITIALIZED or self.mp_state is _INIT_RECEIVED
 
-    # What waits, as a VMM sees it.
+    # Pending events, for the VMM.
 
     def events(self) -> VcpuEvents:
-        """KVM: x86.c kvm_vcpu_ioctl_x86_get_vcpu_events; the vector of a SIPI is only set."""
+        """KVM: x86.c kvm_vcpu_ioctl_x86_get_vcpu_events; KVM never reports a SIPI's vector."""
         return VcpuEvents(
             nmi_injected=self.nmi_injected,
             nmi_pending=self.nmis,
@@ -408,7 +408,7 @@ class Cpu(Vcpu):
         )
 
     def resume(self, saved: SavedVcpu) -> None:
-        """Go on from a snapshot, which has been checked. Whether to scan is resumed when the whole VM is."""
+        """Resume from a checked snapshot. finish_board resumes the scan state with the whole VM."""
         self.mp_state = MpState(saved.mp_state - MP_STATE_OFFSET)
         self.handled, self.stale = int.from_bytes(saved.handled, "little"), saved.stale
         self.queued, self.external_vector = list(saved.queued), saved.external_vector

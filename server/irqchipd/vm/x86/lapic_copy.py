@@ -1,4 +1,4 @@
-"""What keeps a copy of a local APIC's registers, for the process that executes the vCPU."""
+"""The interface to a copy of a local APIC's registers, for the process that executes the vCPU."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ class LapicCopy(Protocol):
         """Copy the registers, which may have changed."""
 
     def withdraw(self) -> None:
-        """There is no copy until the next publish."""
+        """Make the copy invalid until the next publish."""

@@ -49,7 +49,7 @@ class X86Vm(X86Vcpus):
         deadlines: Deadlines | None = None,
     ) -> None:
         if not 1 <= tsc_khz <= MAX_TSC_KHZ:
-            raise invalid(f"a TSC of {tsc_khz} kHz is out of range: use 1 to {MAX_TSC_KHZ} kHz")
+            raise invalid(f"a TSC frequency of {tsc_khz} kHz is out of range: use 1 to {MAX_TSC_KHZ} kHz")
         deadlines = deadlines if deadlines is not None else Deadlines()
         agenda = Agenda(name, clock if clock is not None else RealClock(deadlines), deadlines)
         super().__init__(agenda, PcBoard(agenda, tsc_khz), max_vcpus)
@@ -149,7 +149,7 @@ class X86Vm(X86Vcpus):
                     pic.restore(pic.secondary, _state_of(I8259, i8259.STATE_SIZE, state))
                 case ChipId.IOAPIC:
                     ioapic.restore(_state_of(IoapicState, ioapic_chip.STATE_SIZE, state))
-                    pic.update()  # KVM: irq.c kvm_vm_ioctl_set_irqchip, whichever chip it was
+                    pic.update()  # KVM: irq.c kvm_vm_ioctl_set_irqchip, for any chip
                 case _:
                     raise _no_chip(chip_id)
 
@@ -169,7 +169,7 @@ class X86Vm(X86Vcpus):
             registers = _state_of(LapicRegisters, lapic_registers.STATE_SIZE, state)
             if lapic.x2apic and self._pc.apics.x2apic_format and registers.id != lapic.apic_id:
                 # KVM: lapic.c kvm_apic_state_fixup
-                raise invalid(f"APIC ID {registers.id:#x} is not that of vCPU {vcpu}'s x2APIC, {lapic.apic_id:#x}")
+                raise invalid(f"APIC ID {registers.id:#x} is not the ID of vCPU {vcpu}'s x2APIC, {lapic.apic_id:#x}")
             lapic.restore(registers)
             cpu.publish()
             if self._pc.ioapic is not None:
@@ -225,7 +225,7 @@ class X86Vm(X86Vcpus):
         access_ns: int = ACCESS_NS,
         deadlines: Deadlines | None = None,
     ) -> Self:
-        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock goes on from there."""
+        """A VM from a snapshot: EINVAL where no VM can have this state. Its clock continues from the saved time."""
         saving.check_state(state, max_vcpus)
         deadlines = deadlines if deadlines is not None else Deadlines()
         clock = clock_of(state, deadlines)
@@ -273,10 +273,10 @@ _S = TypeVar("_S", bound=_Unpackable)
 
 
 def _state_of(kind: type[_S], size: int, state: object) -> _S:
-    """A chip's state, unpacked if need be."""
+    """A chip's state, unpacked if it is bytes."""
     if isinstance(state, bytes):
         if len(state) != size:
-            raise invalid(f"the state is {len(state)} bytes long; this chip's has {size}: give all of them")
+            raise invalid(f"the state has {len(state)} bytes; this chip's has {size}")
         return kind.unpack(state)
     if not isinstance(state, kind):
         raise invalid("the state is another kind of chip's")

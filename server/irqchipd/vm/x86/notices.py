@@ -1,4 +1,4 @@
-"""Which pin's acknowledgement is which GSI's. KVM: irqchip.c kvm_notify_acked_irq, ioapic.c kvm_fire_mask_notifiers."""
+"""The GSI of a pin's acknowledgement. KVM: irqchip.c kvm_notify_acked_irq, ioapic.c kvm_fire_mask_notifiers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIT_GSI: Final = 0
 
 
 class PinNotices(Notices):
-    """Subscriptions by GSI. Of the GSIs that lead to a pin, the pin's notices are of the one that was routed last."""
+    """Subscriptions by GSI. If several GSIs lead to a pin, the pin's notices are for the GSI that was routed last."""
 
     def __init__(self, agenda: Agenda, apics: ApicBus, lower: Callable[[int], None]) -> None:
         super().__init__(agenda, lower)
@@ -32,7 +32,7 @@ class PinNotices(Notices):
         self.update()
 
     def update(self) -> None:
-        """Work out again which pins have subscriptions."""
+        """Compute again which pins have subscriptions."""
         noticed = 0
         for pin, gsi in self._gsi_of.items():
             if pin >= IOAPIC_INPUTS and (
@@ -51,7 +51,7 @@ class PinNotices(Notices):
     def acknowledged(self, pin: int) -> None:
         """An input's interrupt was ended. KVM: irqchip.c kvm_notify_acked_irq.
 
-        The chip calls this in the middle of its work, into which a resampled line falls at once.
+        The chip calls this in the middle of its work; a resampled line falls within the call.
         """
         gsi = self._gsi_of.get(pin)
         if gsi is None:

@@ -1,6 +1,6 @@
-"""What a logic analyser would see of a PC's chips: the registers that an interrupt passes through.
+"""The probes of a PC's chips, as for a logic analyser: the registers that an interrupt passes through.
 
-They have a bit for each line, pin or vector. The parts are the PICs, the IOAPIC, and each local APIC.
+The registers have a bit for each line, pin or vector. The parts are the PICs, the IOAPIC, and each local APIC.
 """
 
 from __future__ import annotations

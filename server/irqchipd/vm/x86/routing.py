@@ -1,4 +1,4 @@
-"""A PC's GSI routing: the inputs of its chips, and where GSIs lead at first. KVM: x86 irq_comm.c."""
+"""A PC's GSI routing: the inputs of its chips, and the default routes. KVM: x86 irq_comm.c."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PINS: dict[int, int] = {ChipId.PIC_PRIMARY: 8, ChipId.PIC_SECONDARY: 8, ChipId.I
 
 
 def default_routes() -> tuple[Route, ...]:
-    """What KVM_CREATE_IRQCHIP sets: GSI 0-15 to the IOAPIC and a PIC, 16-23 to the IOAPIC. KVM: default_routing."""
+    """The routes of KVM_CREATE_IRQCHIP: GSI 0-15 to the IOAPIC and a PIC, 16-23 to the IOAPIC. KVM: default_routing."""
     routes: list[Route] = []
     for gsi in range(PINS[ChipId.IOAPIC]):
         routes.append(PinRoute(gsi, ChipId.IOAPIC, gsi))
@@ -34,22 +34,22 @@ def default_routes() -> tuple[Route, ...]:
 IOAPIC_INPUTS: Final = 16
 INPUTS: Final = IOAPIC_INPUTS + PINS[ChipId.IOAPIC]
 
-# What each GSI leads to: inputs, or an MSI.
+# The targets of each GSI: inputs, or an MSI.
 Table = Mapping[int, Sequence[int | MsiRoute]]
 
 
 def table_of(routes: Sequence[Route]) -> Table:
-    """What each GSI leads to, by routes that have been checked."""
+    """The table of checked routes."""
     table: dict[int, list[int | MsiRoute]] = {}
     for route in routes:
-        assert not isinstance(route, S390Route)  # which check_routes refuses
+        assert not isinstance(route, S390Route)  # check_routes refuses these
         end = route if isinstance(route, MsiRoute) else 8 * route.chip + route.pin
         table.setdefault(route.gsi, []).append(end)
     return table
 
 
 def gsi_of(routes: Sequence[Route]) -> dict[int, int]:
-    """Which GSI leads to each input, the last one if there are several. KVM: irqchip.c setup_routing_entry."""
+    """The GSI that leads to each input, the last if there are several. KVM: irqchip.c setup_routing_entry."""
     return {8 * route.chip + route.pin: route.gsi for route in routes if isinstance(route, PinRoute)}
 
 

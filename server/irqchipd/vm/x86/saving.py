@@ -1,7 +1,8 @@
-"""Saving and restoring what crosses a PC's chips; each chip saves, checks and resumes its own state."""
+"""Saving and restoring a PC's state outside of single chips; each chip saves, checks and resumes its own state."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from irqchipd.chips import i8259, ioapic
@@ -26,7 +27,7 @@ from irqchipd.vm.x86.routing import INPUTS, PINS
 
 
 def save_capabilities(board: PcBoard) -> dict[str, Any]:
-    """What capabilities have changed: fields of VmState."""
+    """The settings of capabilities: fields of VmState."""
     apics = board.apics
     return {
         "disabled_quirks": QUIRKS & ~board.apics.quirks,
@@ -47,16 +48,22 @@ def save_chips(board: PcBoard) -> ChipsState | None:
         secondary=pic.secondary.pack(),
         output=pic.output,
         delayed_eoi_ns=board.delayed_eoi.deadline,
-        sources=tuple(sources.to_bytes((sources.bit_length() + 7) // 8, "little") for sources in board.sources),
+        sources=_save_inputs(*board.sources),
         **io.save(),
     )
+
+
+@lru_cache(64)
+def _save_inputs(*inputs: int) -> tuple[bytes, ...]:
+    """Which line sources drive each input, which is mostly as it was in the state before."""
+    return tuple(sources.to_bytes((sources.bit_length() + 7) // 8, "little") for sources in inputs)
 
 
 # Restoring, from states that have been checked.
 
 
 def restore_board(board: PcBoard, state: VmState) -> None:
-    """Make a new board what was saved."""
+    """Restore a new board from a checked state."""
     board.apics.quirks &= ~state.disabled_quirks
     board.boot_vcpu = state.boot_vcpu
     board.max_vcpu_ids = state.max_vcpu_ids or (MAX_VCPU_ID + 1 if state.vcpus else 0)
@@ -83,7 +90,7 @@ def restore_board(board: PcBoard, state: VmState) -> None:
 
 
 def finish_board(board: PcBoard, state: VmState) -> None:
-    """Restore what depends on the line sources: they are there now."""
+    """Restore what depends on the line sources, once they exist."""
     board.pins.update()
     for vcpu, cpu in zip(state.vcpus, board.cpus, strict=True):
         cpu.scanned = -1 if vcpu.scan else board.apics.scans
@@ -104,7 +111,7 @@ def _check_chips(state: VmState) -> None:
     in_range(state.reserved_gsis, 0, 0xFF if state.irqchip_mode == IRQCHIP_SPLIT else 0, "reserved_gsis")
     check_routes(state.routing, PINS)
     check(state.irqchip_mode != IRQCHIP_NONE or not state.routing, "routes without an irqchip")
-    check(full or not any(isinstance(route, PinRoute) for route in state.routing), "routes to pins that are not here")
+    check(full or not any(isinstance(route, PinRoute) for route in state.routing), "routes to pins without an IOAPIC")
     check((state.chips is not None) == full, "chips go with a full irqchip")
     check(full or state.pit is None, "a PIT without a PIC")
     saving.unique([vcpu.vcpu for vcpu in state.vcpus], "vCPUs")

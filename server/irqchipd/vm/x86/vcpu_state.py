@@ -1,4 +1,4 @@
-"""What an x86 vCPU can be: what waits for it, and what a snapshot holds of it. Plain values."""
+"""The state of an x86 vCPU: its pending events, and its part of a snapshot. Plain values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from irqchipd.chips.lapic_registers import VECTORS
 from irqchipd.chips.saved import check, in_range
 from irqchipd.vm.vcpu_state import MP_STATE_OFFSET, MpState
 
-# Interrupts that given-up Halts took. The guest has not got them, and so has not ended them: a local APIC has at most
-# one per priority class in service, of 15, and the PICs one per line, of 16. More can come only from PICs that end
-# interrupts by themselves, or from a caller that ends what others wait for: those are lost.
+# Interrupts taken by Halts whose callers gave up. The guest has not received them, so it has not ended them: a local
+# APIC has at most one in service for each of 15 priority classes, and the PICs one for each of 16 lines. More can come
+# only from PICs with automatic EOI, or from a caller that ends other callers' interrupts: those are lost.
 MAX_QUEUED: Final = 32
-MAX_NMIS: Final = 2  # KVM: x86.c process_nmi; one to be taken, and one behind it
+MAX_NMIS: Final = 2  # KVM: x86.c process_nmi; one to take, and one after it
 
 
 @dataclass(frozen=True, slots=True)
 class VcpuEvents:
-    """What waits for a vCPU outside its chips: struct kvm_vcpu_events. None leaves a field as it is."""
+    """A vCPU's pending events outside its chips: struct kvm_vcpu_events. None leaves a field unchanged."""
 
     nmi_injected: bool | None = None
     nmi_pending: int | None = None
@@ -31,7 +31,7 @@ class VcpuEvents:
 
 
 HANDLED_BYTES: Final = VECTORS // 8
-# The run states of an x86 vCPU; SIPI_RECEIVED is set, and never is.
+# The run states of an x86 vCPU; SIPI_RECEIVED can be set, but a vCPU is never in it.
 MP_STATES: Final = (
     MpState.RUNNABLE,
     MpState.UNINITIALIZED,
@@ -67,14 +67,14 @@ class SavedVcpu(SavedLapic):
     unhalted: bool = False
 
     def check(self, *, ids: int, full: bool, split: bool, bus_ns: int) -> None:
-        """Refuse what no vCPU of a VM with this many ids and this irqchip can be."""
+        """Refuse a state that no vCPU of a VM with this many ids and this irqchip can have."""
         in_range(self.vcpu, 0, ids - 1, "a vCPU's id")
         check(self.mp_state in _SAVED_MP_STATES, f"mp_state {self.mp_state}")
-        check((self.lapic is not None) == (full or split), "local APICs go with an irqchip")
+        check((self.lapic is not None) == (full or split), "a vCPU has a local APIC exactly if the VM has an irqchip")
         in_range(self.stale, -1, 0xFF, "stale")
         in_range(self.nmis, 0, MAX_NMIS, "nmis")
         in_range(self.external_vector, 0, 0xFF, "external_vector")
-        check(self.external_vector is None or split, "an external_vector beside a PIC")
+        check(self.external_vector is None or split, "an external_vector with PICs in the VM")
         in_range(self.sipi_vector, 0, 0xFF, "sipi_vector")
         in_range(self.last_sipi, 0, 0xFF, "last_sipi")
         check(len(self.queued) <= MAX_QUEUED, f"{len(self.queued)} interrupts are queued; at most {MAX_QUEUED} can be")
@@ -89,5 +89,5 @@ class SavedVcpu(SavedLapic):
         vectors = (self.sipi_vector, self.external_vector)
         waits = self.queued or self.nmis or self.smi or self.init or vectors != (None, None)
         waits = waits or self.nmi_masked or self.nmi_injected or self.unhalted or self.last_sipi
-        check(not waits, "a vCPU without a local APIC has something to take")
+        check(not waits, "a vCPU without a local APIC has a pending event")
         check(self.mp_state == MpState.RUNNABLE + MP_STATE_OFFSET, "a vCPU without a local APIC waits")

@@ -1,4 +1,4 @@
-"""What an x86 vCPU does beside its accesses and halts: its registers, its interrupts and its run state."""
+"""The operations of an x86 vCPU besides accesses and halts: its registers, its interrupts and its run state."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class X86Vcpus(Capabilities):
     """The operations of a VM's vCPUs."""
 
     def set_cpuid(self, vcpu: int, features: Features) -> None:
-        """KVM_SET_CPUID2, as far as the local APIC depends on it: EINVAL for addresses of too few or many bits."""
+        """KVM_SET_CPUID2, for the features of the local APIC: EINVAL for addresses of too few or too many bits."""
         with self._turn:
             lapic = self._lapic(vcpu, errno.ENXIO)
             if not LEAST_ADDRESS_BITS <= features.address_bits <= ADDRESS_BITS:
                 bits = f"{LEAST_ADDRESS_BITS} to {ADDRESS_BITS}"
-                raise invalid(f"physical addresses of {features.address_bits} bits; {bits} are allowed")
+                raise invalid(f"physical addresses of {features.address_bits} bits are invalid; use {bits}")
             lapic.set_features(features, ioapic=self._pc.ioapic is not None)
             self._cpu(vcpu).publish()
 
-    # host is whether the VMM accesses the register, with KVM_GET_MSRS and KVM_SET_MSRS: that does not enter the guest.
+    # host: the VMM accesses the register, with KVM_GET_MSRS or KVM_SET_MSRS, which does not enter the guest.
 
     def msr_read(self, vcpu: int, msr: int, *, host: bool = False) -> int | None:
         """A vCPU's RDMSR: the value, FAULT, or None for a register that is not the local APIC's."""
@@ -84,7 +84,7 @@ class X86Vcpus(Capabilities):
     # A copy of the local APIC's registers.
 
     def share_lapic(self, vcpu: int, copy: LapicCopy) -> None:
-        """Keep a copy until unshare_lapic or the VM's end: EBUSY where there is one, ENXIO without a local APIC."""
+        """Keep a copy until unshare_lapic or the VM's end: EBUSY with another copy, ENXIO without a local APIC."""
         with self._turn:
             self._lapic(vcpu, errno.ENXIO)
             cpu = self._cpu(vcpu)
@@ -110,7 +110,7 @@ class X86Vcpus(Capabilities):
             return cpu.take_interrupt(pic, lapic)
 
     def take_signal(self, vcpu: int) -> Signal | None:
-        """Take an INIT, start-up, SMI or NMI that waits for the vCPU, in this order, or None."""
+        """Take a pending INIT, start-up, SMI or NMI, in this order, or None."""
         with self._turn:
             self._lapic(vcpu, errno.ENXIO)
             return self._cpu(vcpu).take_signal()
@@ -123,7 +123,7 @@ class X86Vcpus(Capabilities):
                 raise invalid(f"vector {vector} is out of range: use 0 to 255")
             self._lapic(vcpu, errno.ENXIO)
             if self._pc.pic is not None:
-                raise VmError(errno.ENXIO, f"VM {self.name!r} has its PIC in irqchipd; drive the PIC's lines instead")
+                raise VmError(errno.ENXIO, f"VM {self.name!r} has its PICs in irqchipd; drive their lines instead")
             if cpu.external_vector is not None:
                 raise VmError(errno.EEXIST, f"vCPU {vcpu} has not taken vector {cpu.external_vector} yet")
             cpu.external_vector = vector
@@ -158,14 +158,14 @@ class X86Vcpus(Capabilities):
             return MpState.RUNNABLE if cpu.is_halted and cpu.unhalted else cpu.mp_state
 
     def set_mp_state(self, vcpu: int, state: int) -> None:
-        """EINVAL without a local APIC for any but RUNNABLE, too."""
+        """EINVAL for an invalid state, and for any but RUNNABLE without a local APIC."""
         with self._turn:
             cpu = self._cpu(vcpu)
             if state not in MP_STATES:
                 states = ", ".join(f"{known} {known.name}" for known in MP_STATES)
                 raise invalid(f"run state {state} is invalid; there are {states}")
             if cpu.lapic is None and state != MpState.RUNNABLE:
-                raise invalid(f"vCPU {vcpu} has no local APIC, and can only be runnable")
+                raise invalid(f"vCPU {vcpu} has no local APIC: its run state can only be RUNNABLE")
             match state:
                 case MpState.RUNNABLE:
                     cpu.run()
@@ -182,4 +182,4 @@ class X86Vcpus(Capabilities):
 
 def _check_msr(msr: int) -> None:
     if msr >> 32:
-        raise invalid(f"model-specific register {msr:#x}; their numbers have 32 bits")
+        raise invalid(f"model-specific register {msr:#x} does not fit into 32 bits")
