@@ -94,6 +94,19 @@ SPINS = code(
     """
 )
 
+# In real mode: interrupts are off, then on.
+OPENS = code(
+    """
+    b0 64                       mov al, 'd'
+    e6 e9                       out 0xe9, al
+    fb                          sti
+    90                          nop
+    b0 65                       mov al, 'e'
+    e6 e9                       out 0xe9, al
+    e6 f4                       out 0xf4, al
+    """
+)
+
 # In real mode: interrupts are off for a while, then on until one has come.
 SHUT = code(
     """
