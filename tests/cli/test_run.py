@@ -205,7 +205,10 @@ def test_a_multiboot_kernel_runs_with_its_command_line(run: Run, cpu: str) -> No
     # Typed characters wait until the guest has set up its port and cleared the FIFOs.
     typed = "cmdline\recho Hello\rexit 3\r"
     for mode in ("ioapic", "pic"):
-        done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "130", typed=typed)
+        for _ in range(2):  # on a busy machine the next tick may always be due: the guest then does nothing else
+            done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "60", typed=typed)
+            if done.returncode != 124:
+                break
         assert done.returncode == 7, done
         assert f"irqchipd demo guest, {mode.upper()} mode" in done.stdout
         assert f"\n{GUEST} irq={mode}\n> echo Hello\nHello\n" in done.stdout
