@@ -22,7 +22,7 @@ from irqchipd.stopping import block_signals, leave
 log = logging.getLogger(__name__)
 
 DEFAULTS = Limits()
-_MOST = (1 << 31) - 1  # what gRPC's settings hold
+_MOST = (1 << 31) - 1  # the largest value of gRPC's settings
 
 
 def _limit(flag: str, default: int, text: str, least: int = 1) -> Callable[[Any], Any]:

@@ -221,7 +221,7 @@ class LocalSession:
         self._wake()
 
     def close(self, why: str) -> None:
-        """End the Session: its levels drop, and take gives what has not been taken."""
+        """End the Session: its levels drop, and take returns the remaining packets."""
         with self._busy:
             self._close(why)
         self._wake()
@@ -229,7 +229,7 @@ class LocalSession:
     # Everything here runs with _busy.
 
     def _go_on(self) -> None:
-        """Execute packets, as far as nothing has to be waited for."""
+        """Execute packets until one has to wait."""
         while not self._closed and self._ending is None:
             session = self._session
             if session is not None and session.awaited is not None:

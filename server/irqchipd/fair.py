@@ -32,7 +32,7 @@ class FairQueue(Generic[_T]):
         self._used: dict[object, int] = {}
         self._heap: list[tuple[int, int, object]] = []
         self._number = 0
-        # What the holder that went last had used. An idle holder counts as having used no less: idleness earns nothing.
+        # The time used by the last holder. An idle holder is raised to this time, so that idleness earns no credit.
         self._floor = 0
 
     def __bool__(self) -> bool:

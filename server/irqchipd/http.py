@@ -53,7 +53,7 @@ class Request:
 
 
 class Answer:
-    """What a handler writes its answer to."""
+    """The answer of a handler, written in pieces."""
 
     def __init__(self, writer: asyncio.StreamWriter, head_only: bool) -> None:
         self._writer = writer
@@ -197,7 +197,7 @@ def _parsed(head: bytes) -> tuple[str, str, dict[str, str]]:
                 raise ValueError(line)
             headers[name.lower()] = value.strip()
     except ValueError:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "this is no HTTP request") from None
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the request is not HTTP") from None
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "use HTTP/1.1")
     return method, target, headers

@@ -87,7 +87,7 @@ def parse_address(text: str, allow_insecure: bool) -> Address:
         return UnixAddress(Path(rest))
     if scheme == "tcp":
         return _parse_tcp(text, rest, allow_insecure)
-    raise ListenError(f"{text!r:.200} is no address to listen on: use unix:///PATH or tcp://HOST:PORT")
+    raise ListenError(f"{text!r:.200} is not an address to listen on: use unix:///PATH or tcp://HOST:PORT")
 
 
 def parse_http(text: str, allow_insecure: bool) -> tuple[TcpAddress, str]:
@@ -95,14 +95,14 @@ def parse_http(text: str, allow_insecure: bool) -> tuple[TcpAddress, str]:
     scheme, separator, rest = text.rpartition("://")
     rest = rest.removesuffix("/")
     if separator and scheme not in ("http", "tcp"):
-        raise ListenError(f"{text!r:.200} is no address for the page: use http://HOST:PORT")
+        raise ListenError(f"{text!r:.200} is not an address for the page: use http://HOST:PORT")
     return _parse_tcp(text, rest, allow_insecure, "http"), rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
 def _parse_tcp(text: str, rest: str, allow_insecure: bool, scheme: str = "tcp") -> TcpAddress:
     host, _, port = rest.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ListenError(f"{text!r} is no address to listen on: use {scheme}://HOST:PORT, with a port of 0 to 65535")
+        raise ListenError(f"{text!r} is not an address: use {scheme}://HOST:PORT, with a port of 0 to 65535")
     host = host.removeprefix("[").removesuffix("]")
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
@@ -112,13 +112,13 @@ def _parse_tcp(text: str, rest: str, allow_insecure: bool, scheme: str = "tcp") 
     if not allow_insecure and not ipaddress.ip_address(number).is_loopback:
         raise ListenError(
             f"{text}: {number} can be reached from other machines, and irqchipd neither encrypts nor authenticates; "
-            "listen on loopback, or say --allow-insecure if the network is yours alone"
+            "listen on loopback, or say --allow-insecure if no one else uses the network"
         )
     return TcpAddress(number, int(port))
 
 
 class SocketPath:
-    """The path of a unix socket that one daemon at a time listens on; the socket is for its user alone.
+    """The path of a unix socket that one daemon at a time listens on; only its user can connect.
 
     A daemon checks the path, and then binds or removes the socket, under one lock on its directory, so that no other
     daemon binds in between. The lock is flock's, on the directory itself: it leaves no file behind, and ends with its

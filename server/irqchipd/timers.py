@@ -47,7 +47,7 @@ class Timers(Deadlines):
         return time.monotonic_ns()
 
     def set(self, alarm: Alarm, deadline: int | None) -> None:
-        """Ring an alarm at a time, and not at the time given before; None stops an alarm that does not ring yet."""
+        """Ring an alarm at a time, instead of the time given before; None stops an alarm that does not ring yet."""
         with self._changed:
             self.alarms.set(alarm, deadline)
             if deadline is None or self._stopped:

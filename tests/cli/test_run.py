@@ -205,7 +205,10 @@ def test_a_multiboot_kernel_runs_with_its_command_line(run: Run, cpu: str) -> No
     # Typed characters wait until the guest has set up its port and cleared the FIFOs.
     typed = "cmdline\recho Hello\rexit 3\r"
     for mode in ("ioapic", "pic"):
-        done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "130", typed=typed)
+        for _ in range(2):  # on a busy machine the next tick may always be due: the guest then does nothing else
+            done = run(GUEST, "--cpu", cpu, "--append", f"irq={mode}", "--timeout", "60", typed=typed)
+            if done.returncode != 124:
+                break
         assert done.returncode == 7, done
         assert f"irqchipd demo guest, {mode.upper()} mode" in done.stdout
         assert f"\n{GUEST} irq={mode}\n> echo Hello\nHello\n" in done.stdout
@@ -391,7 +394,7 @@ def test_disks_of_the_runs_own(run: Run, tmp_path: Path, cpu: str) -> None:
     assert run(READS_DISK, *disks[:4], "--cpu", cpu, "--timeout", "60").returncode == 0x11 << 1 | 1
     assert images[1].read_bytes()[1023:] == bytes([0x11]) + bytes(511) + bytes([0x11])
     done = run(READS_DISK, *disks, "--cpu", cpu)
-    assert (done.returncode, "an IDE channel has 2 disks at the most" in done.stderr) == (2, True)
+    assert (done.returncode, "an IDE channel has at most 2 disks" in done.stderr) == (2, True)
     (tmp_path / "empty").touch()
     done = run(READS_DISK, "--disk", str(tmp_path / "empty"), "--cpu", cpu)
     assert (done.returncode, "has no sector" in done.stderr) == (2, True)

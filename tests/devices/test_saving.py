@@ -261,21 +261,21 @@ def test_the_states_of_models_and_versions_are_not_mixed_up(image: Path) -> None
         uart.restore(uart.save() | {"version": 2})
     small = image.with_name("small.img")
     small.write_bytes(bytes(SECTOR))
-    with pytest.raises(InvalidArgument, match=r"state.capacity is 8, and not 1, as the file's is"):
+    with pytest.raises(InvalidArgument, match=r"state.capacity is 8, and not 1, the file's capacity"):
         BlockDevice(small).restore(BlockDevice(image).save())
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"received": [[65, 0]] * 2}, "1 characters at the most"),
+        ({"received": [[65, 0]] * 2}, "at most 1 characters"),
         ({"fcr": 0xC0}, "0 without FIFOs"),
         ({"transmitted": [65]}, "state.shifting is None"),
         ({"lcr": 256}, "state.lcr is 256, and not a number from 0 to 255"),
         ({"lcr": True}, "state.lcr is True"),
         ({"timeout": 1}, "and not true or false"),
         ({"colour": 1}, "an object of lcr, divisor"),
-        ({"received": [[65, 1]]}, r"state.received\[0\]\[1\] is 1, and not of the bits 0x1c"),
+        ({"received": [[65, 1]]}, r"state.received\[0\]\[1\] is 1, and not a combination of the bits 0x1c"),
         ({"divisor": 10**5000}, "a very long number"),
     ],
 )

@@ -116,7 +116,7 @@ def test_the_values_are_get_irqchips_at_10000_operations_a_second(chromium: Brow
         chromium.look(url, VM)
         for _ in range(5):  # what else the machine does may slow down everything, but not each time
             rate, ages = watch(chromium, client.vm(VM), monitor)
-            if rate > 9000 and ages[len(ages) * 9 // 10] <= LATEST:
+            if rate > 9000 and len(ages) > 50 and ages[len(ages) * 9 // 10] <= LATEST:
                 break
         assert chromium.console == []
         chromium.leave()

@@ -291,7 +291,7 @@ def test_the_examples_of_the_page_run(
 
 
 def test_the_page_has_the_order_in_which_interrupts_are_taken() -> None:
-    order = re.findall(r"Of several interrupts the first is: (.*?) A stop", DOC, re.DOTALL)[0]
+    order = re.findall(r"The order of several interrupts is: (.*?) A stop", DOC, re.DOTALL)[0]
     words = ["exigent", "program", "repressible", "emergency", "external call", "clock comparator", "CPU timer"]
     words += ["service", "start of a page fault", "its end", "virtio", "I/O", "restart"]
     places = [order.index(word) for word in words]

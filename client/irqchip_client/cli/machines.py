@@ -111,7 +111,7 @@ class _Pc:
 
     def __init__(self, wanted: Wanted) -> None:
         if len(wanted.disks) > IDE_DISKS:
-            raise _refused(f"an IDE channel has {IDE_DISKS} disks at the most: give --disk {IDE_DISKS} times or less")
+            raise _refused(f"an IDE channel has at most {IDE_DISKS} disks: give --disk {IDE_DISKS} times or less")
         self.cpu = wanted.cpu or ("kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "unicorn")
         self._vcpus = wanted.vcpus
         self._without = wanted.without

@@ -145,8 +145,8 @@ class _Ended(BaseException):
 @click.option(
     "--stats",
     is_flag=True,
-    help="At the end, and at every SIGUSR1, print the guest's exits by kind and address to stderr: how many, how long,"
-    " and who answered.",
+    help="At the end, and at every SIGUSR1, print the guest's exits by kind and address to stderr, with their number,"
+    " times and answerer.",
 )
 @click.option("--vm", "name", metavar="NAME", default="", help="The VM's name. [default: the daemon chooses one]")
 @click.option(

@@ -465,25 +465,25 @@ class Disk:
     def check_state(self, values: Mapping[str, Any], what: str) -> None:
         """Refuses attributes that contradict each other, or the file."""
         if values["capacity"] != self.capacity:
-            raise refused(f"{what}.capacity", values["capacity"], f"{self.capacity}, as the file's is")
+            raise refused(f"{what}.capacity", values["capacity"], f"{self.capacity}, the file's capacity")
         command, status, length = values["command"], values["status"], values["length"]
         if status & (Status.BSY | Status.DRQ):
             if command not in WORKS or (Status.DRQ in status and command in FLUSHES):
-                raise refused(f"{what}.command", int(command), f"one that status {int(status)} has")
+                raise refused(f"{what}.command", int(command), f"a command that fits status {int(status)}")
             if command in WRITES and self.read_only:
-                raise refused(f"{what}.command", int(command), "a write of a disk that is read only")
+                raise refused(f"{what}.command", int(command), "a command for a read-only disk")
         transfers = command in READS or command in WRITES
         if transfers and values["sector"] + values["left"] > self.capacity:
-            raise refused(f"{what}.left", values["left"], "of this disk's sectors")
+            raise refused(f"{what}.left", values["left"], f"a number within the disk's {self.capacity} sectors")
         if transfers and not 1 <= values["block"] <= MOST_AT_ONCE:
             raise refused(f"{what}.block", values["block"], f"a number from 1 to {MOST_AT_ONCE}")
         moves = Status.DRQ in status or (Status.BSY in status and command in WRITES)
         if moves:
             most = min(values["block"], values["left"]) if transfers else 1
             if length != most * SECTOR or (values["position"] >= length) is (Status.DRQ in status):
-                raise refused(f"{what}.length", length, f"{most * SECTOR}, with a position in it")
+                raise refused(f"{what}.length", length, f"{most * SECTOR}, with a position for status {int(status)}")
         if Status.BSY in status and command in READS and not values["left"]:
-            raise refused(f"{what}.left", 0, "the number of sectors that are to be read")
+            raise refused(f"{what}.left", 0, "1 or more during a read")
 
 
 def _text(text: str, size: int) -> tuple[int, ...]:

@@ -138,20 +138,20 @@ class BlockDevice(Device):
 
     def check_state(self, values: Mapping[str, Any]) -> None:
         if values["capacity"] != self.capacity:
-            raise refused("state.capacity", values["capacity"], f"{self.capacity}, as the file's is")
+            raise refused("state.capacity", values["capacity"], f"{self.capacity}, the file's capacity")
         command, status, position = values["_command"], values["status"], values["_position"]
         if (values["error"] != Error.NONE) != (status == Status.ERROR):
-            raise refused("state.error", int(values["error"]), f"one that status {int(status)} has")
+            raise refused("state.error", int(values["error"]), f"an error that fits status {int(status)}")
         allowed = {
             Status.BUSY: (Command.READ, Command.WRITE, Command.FLUSH),
             Status.DATA: (Command.READ, Command.WRITE),
         }.get(status, tuple(Command))
         if command not in allowed:
-            raise refused("state.command", int(command), f"one that status {int(status)} has")
+            raise refused("state.command", int(command), f"a command that fits status {int(status)}")
         if status in (Status.BUSY, Status.DATA) and command != Command.FLUSH and values["_at"] >= self.capacity:
-            raise refused("state.at", values["_at"], "a sector while there is one to be transferred")
+            raise refused("state.at", values["_at"], f"a sector of the disk, which has {self.capacity}")
         if status == Status.DATA and position == SECTOR:
-            raise refused("state.position", position, "less while there are data")
+            raise refused("state.position", position, f"less than {SECTOR} in status {int(status)}")
 
     def restored(self) -> None:
         if self.status == Status.BUSY and self._done.due is None:

@@ -199,7 +199,7 @@ class Ide(Device):
         second = values["disk1"]
         if self.disk1 is None or second is None:
             if self.disk1 is not None or second is not None:
-                raise refused("state.disk1", second, "a disk exactly if there is a disk 1")
+                raise refused("state.disk1", second, "a disk if, and only if, the channel has a disk 1")
         else:
             self.disk1.check_state(second, "state.disk1")
 

@@ -76,7 +76,7 @@ class Bits(Kind):
 
     def load(self, data: Plain, what: str) -> Any:
         if type(data) is not int or data < 0 or data & ~self._mask:
-            raise refused(what, data, f"of the bits {self._mask:#x}")
+            raise refused(what, data, f"a combination of the bits {self._mask:#x}")
         return self._made(data)
 
 
@@ -178,7 +178,7 @@ class Queue(Kind):
 
     def load(self, data: Plain, what: str) -> deque[Any]:
         if type(data) is not list or len(data) > self._most:
-            raise refused(what, data, f"a list of {self._most} at the most")
+            raise refused(what, data, f"a list of at most {self._most}")
         return deque((self._kind.load(each, f"{what}[{at}]") for at, each in enumerate(data)), self._keeps)
 
 

@@ -184,9 +184,9 @@ class Uart(Device):
         room = FIFO if fcr else 1
         for name in ("received", "transmitted"):
             if len(values[name]) > room:
-                raise refused(f"state.{name}", list(values[name]), f"of {room} characters at the most, by state.fcr")
+                raise refused(f"state.{name}", list(values[name]), f"at most {room} characters, by state.fcr")
         if values["transmitted"] and values["shifting"] is None:
-            raise refused("state.shifting", None, "none while characters are to be transmitted")
+            raise refused("state.shifting", None, "a character while others wait to be transmitted")
 
     def restored(self) -> None:
         if self.shifting is not None and self._sent.due is None:

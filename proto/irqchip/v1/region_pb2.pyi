@@ -105,7 +105,7 @@ class RegisterRegionRequest(_message.Message):
     datamatch: _builtins.int
     """Only for a doorbell: only a write of this value, and of the region's length, rings. Other writes are unclaimed."""
     eventfd: _builtins.bool
-    """Only for a doorbell: a write adds 1 to an eventfd, and there is no event. The eventfd is the first file descriptor
+    """Only for a doorbell: a write adds 1 to an eventfd, without an event. The eventfd is the first file descriptor
     of the batch's packet that no earlier operation of the batch has used. Only on the AF_UNIX port.
     """
     memfd: _builtins.bool

@@ -1231,7 +1231,7 @@ class GicInterruptSnapshot(_message.Message):
     hardware: _builtins.bool
     """Whether it is mapped to an interrupt of the host."""
     physical: _builtins.int
-    """That interrupt."""
+    """The host's interrupt."""
     def __init__(
         self,
         *,
@@ -1290,7 +1290,7 @@ class GicListRegisterSnapshot(_message.Message):
     hardware: _builtins.bool
     """Whether it is mapped to an interrupt of the host."""
     physical: _builtins.int
-    """That interrupt, or the source of a GICv2's SGI."""
+    """The host's interrupt, or the source of a GICv2's SGI."""
     def __init__(
         self,
         *,

@@ -24,7 +24,7 @@ STATE_SIZE: Final = CHANNELS_SIZE + _FLAGS.size  # struct kvm_pit_state2
 
 
 class Access:
-    """Which halves of a count are read and written."""
+    """The halves of a count that are read and written."""
 
     LATCH: Final = 0  # not an access mode but a command: latch the count
     LSB: Final = 1

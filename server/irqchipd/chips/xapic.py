@@ -59,7 +59,7 @@ class LapicWires(TimerWires, Protocol):
         """The EOIs that concern the IOAPIC may have changed, without a change of an address."""
 
     def priorities_changed(self) -> None:
-        """What the CPU would take next may have changed."""
+        """The CPU's next interrupt may have changed."""
 
     def signal(self, delivery_mode: int, vector: int) -> None:
         """The CPU was sent an NMI, SMI, INIT or start-up, which go past IRR; or a remote read."""
@@ -80,8 +80,8 @@ class Xapic(LapicRegisters):
     x2apic: bool = False
     # Whether a PC's firmware starts on this CPU.
     boot_cpu: bool = False
-    # KVM: lapic.h lvt0_in_nmi_mode, which the VM counts. A software disable masks LINT0 and leaves this; and a
-    # write of LINT0 counts as it was written, though a disabled APIC masks it.
+    # KVM: lapic.h lvt0_in_nmi_mode, which the VM counts. A software disable masks LINT0 without changing this, and a
+    # write of LINT0 sets this from the written value, although a disabled APIC masks LINT0.
     nmi_watchdog: bool = False
 
     # For the CPU.

@@ -1,4 +1,4 @@
-"""Batches, and operations alone, as the contract's messages."""
+"""Batches and single operations as the contract's messages."""
 
 from __future__ import annotations
 

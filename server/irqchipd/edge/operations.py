@@ -495,7 +495,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
 }
 HALT: Final = OPERATIONS["halt"]
 REFUSED: Final = Operation("refused", _refuse, ())
-# Operations with a record, by its number; and functions of operations that can be alone in a packet and done at once.
+# Operations with a record, by its number; and functions for packets of one record that is done at once.
 RECORDS: Final[dict[int, Operation]] = {OPERATIONS[name].number: OPERATIONS[name] for name in FIELDS} | {
     OPERATIONS["register_region"].number: Operation("register_region", register_region_by_record, ())
 }

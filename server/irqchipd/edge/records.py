@@ -101,7 +101,7 @@ def halt_result(outcome: Taken | Signal | None) -> Result:
 
 
 def answer_alone(serial: int, number: int, access: Access) -> bytes:
-    """The answer to a record alone in its packet, whose access has ended."""
+    """The answer to a packet of one record, whose access has ended."""
     try:
         value, answered = access.result()
     except VmError as error:
@@ -110,7 +110,7 @@ def answer_alone(serial: int, number: int, access: Access) -> bytes:
 
 
 def error_alone(serial: int, error: Exception) -> bytes:
-    """The answer to a record alone in its packet that failed."""
+    """The answer to a packet of one record that failed."""
     refusal = errors.refusal(error)
     text = refusal.message.encode()
     return SINGLE_RESULT.pack(0, serial, ERROR, 0, refusal.number, len(text)) + text

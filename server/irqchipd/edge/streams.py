@@ -144,7 +144,7 @@ class Streams:
                 answer = await self._gate.run(vm.share, work(data))
                 if answer is not None:
                     await send(answer)
-                else:  # a halt goes on; but wait here for a client that does not read
+                else:  # the halt continues; but wait here for a client that does not read
                     async with writing:
                         pass
 
@@ -221,7 +221,7 @@ class Streams:
 
 
 class _Stream:
-    """How the rest of the daemon reaches an open stream. Any thread may call wake and end."""
+    """An open stream, for the rest of the daemon. Any thread may call wake and end."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

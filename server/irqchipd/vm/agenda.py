@@ -101,7 +101,7 @@ class Agenda:
         self.deleted = True
         self._move_alarms()
 
-    # What a turn leaves.
+    # Work for the end of a turn.
 
     def set_alarm(self, alarm: Alarm, deadline: int | None) -> None:
         """Ring an alarm at a time of the VM; None stops the alarm."""

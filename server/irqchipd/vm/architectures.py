@@ -21,7 +21,7 @@ from irqchipd.vm.x86.machine import X86Vm
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a daemon allows every VM: vCPUs, and nanoseconds that a region's owner has for an access."""
+    """The daemon's limits for every VM: vCPUs, and the nanoseconds that a region's owner has for an access."""
 
     max_vcpus: int
     access_ns: int

@@ -53,7 +53,7 @@ class Board:
     def set_irq(self, gsi: int, level: int, source: int, line_status: bool = True) -> int:
         """Drive a GSI from a source (one bit set) and return the sum of the statuses of its inputs.
 
-        KVM: irqchip.c kvm_set_irq; negative statuses do not count, unless there are no others.
+        KVM: irqchip.c kvm_set_irq; negative statuses are ignored if there are others.
         """
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from irqchipd.vm.errors import VmError
 
 
 class Device(Protocol):
-    """What a bus hands an access to."""
+    """The target of accesses on a bus."""
 
     def read(self, address: int, size: int) -> int:
         """A guest's read of some bytes; the value is zero-extended."""

@@ -100,7 +100,7 @@ class Deadlines:
         return self.time
 
     def set(self, alarm: Alarm, deadline: int | None) -> None:
-        """Ring an alarm at a time, and not at the time given before; None stops the alarm."""
+        """Ring an alarm at a time, instead of the time given before; None stops the alarm."""
         self.alarms.set(alarm, deadline)
 
     def move(self, nanoseconds: int) -> None:
@@ -124,7 +124,7 @@ class Clock:
         raise NotImplementedError
 
     def wake(self, ring: Callable[[], None], deadline: int | None) -> None:
-        """Call ring from another thread at a time, and not at the time given before; None: not at all."""
+        """Call ring from another thread at a time, instead of the time given before; None: never."""
         raise NotImplementedError
 
 

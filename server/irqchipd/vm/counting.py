@@ -67,7 +67,7 @@ class Counting:
 
 
 def copy_of(histogram: Histogram) -> Histogram:
-    """A histogram as it is now."""
+    """A copy of a histogram."""
     copied = Histogram()
     copied.include(histogram)
     return copied

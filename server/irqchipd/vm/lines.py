@@ -22,7 +22,7 @@ TURN_CHANGES: Final = 16  # of lines
 
 @dataclass(frozen=True, slots=True)
 class Irqfd:
-    """What interrupts a GSI: with an edge from its source; or, resampled, with a level from the source RESAMPLERS."""
+    """An irqfd of a GSI: an edge from its source; or, resampled, a level from the source RESAMPLERS."""
 
     source: LineSource
     gsi: int
@@ -177,7 +177,7 @@ class Lines(Turns):
         return source
 
     def close_source(self, source: LineSource) -> None:
-        """Close a line source: its levels drop. A closed source, or one of a deleted VM, stays as it is."""
+        """Close a line source: its levels drop. A closed source, or a deleted VM's, does not change."""
         with suppress(VmError), self._turn:
             if self._sources.get(source.number) is source:
                 del self._sources[source.number]

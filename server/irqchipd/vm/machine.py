@@ -215,7 +215,7 @@ class Vm(Accesses):
             self._board.set_routes(tuple(routes))
 
     def routing(self) -> Sequence[Route]:
-        """The routing table as it was set."""
+        """The routing table that was set last."""
         with self._turn:
             if not self._board.has_irqchip:
                 raise self._no_irqchip()

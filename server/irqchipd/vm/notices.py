@@ -64,7 +64,7 @@ class Notices:
             self.changed()
             self._lower(gsi)
 
-    # What happened.
+    # Notifications.
 
     def lower_resampled(self, gsi: int) -> None:
         """A GSI's interrupt was ended: where it is resampled, the line falls. KVM: eventfd.c irqfd_resampler_ack."""

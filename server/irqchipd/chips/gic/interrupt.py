@@ -54,7 +54,7 @@ class Interrupt:
         # The CPU that gets this interrupt next, and the CPU whose ap_list has this interrupt (irq->vcpu).
         self.target = NOBODY
         self.queued_on = NOBODY
-        # The kernel's device, by the VM's number, that alone may drive the line (irq->owner).
+        # The kernel's device, by the VM's number, that is the only driver of the line (irq->owner).
         self.owner = NO_OWNER
         # Whether the guest's EOI deactivates an interrupt of the host, and that interrupt's INTID.
         self.hardware = False
@@ -72,7 +72,7 @@ class Interrupt:
 
     @property
     def weight(self) -> int:
-        """How many list registers the interrupt would fill. KVM: vgic_irq_get_lr_count."""
+        """The number of list registers that the interrupt would fill. KVM: vgic_irq_get_lr_count."""
         if self.source:
             return self.source.bit_count() + self.active
         return int(self.pending or self.active)

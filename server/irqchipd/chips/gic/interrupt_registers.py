@@ -14,7 +14,7 @@ EDGE: Final = 2  # of the two bits in GICD_ICFGR; the other one is 0
 
 
 class InterruptRegisters:
-    """The handlers. The name of a handler for user space's accesses alone begins with user."""
+    """The handlers. The name of a handler begins with user if it is only for user space's accesses."""
 
     def __init__(self, vgic: Vgic) -> None:
         self.vgic: Final = vgic

@@ -57,7 +57,7 @@ class Arm64Board(Board):
         self.features: int | None = None
         self.ppis = list(USUAL_PPIS)
         self.ppis_fixed = False
-        # Which line sources drive a line high: bit n is source n. Lines that no source drives are absent.
+        # The line sources that drive a line high: bit n is source n. Lines that no source drives are absent.
         self.drivers: dict[int, int] = {}
         self.shared_source: LineSource | None = None
         self._spi_of: dict[int, int] = {}

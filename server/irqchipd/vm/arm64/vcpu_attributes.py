@@ -55,7 +55,7 @@ class VcpuAttributes:
             raise invalid("the timers have no GIC to interrupt: create it first")
         ppi = number_from(data, 4)
         if ppi not in _PPIS:
-            raise invalid(f"interrupt {ppi} is no PPI: use 16 to 31")
+            raise invalid(f"interrupt {ppi} is not a PPI: use 16 to 31")
         if board.ppis_fixed:
             raise VmError(errno.EBUSY, "a vCPU has run: the timers keep their interrupts")
         if attr >= TIMER_IRQS:

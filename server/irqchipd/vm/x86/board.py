@@ -68,7 +68,7 @@ class PcBoard(Board):
         # The ranks order alarms of the same time; the local APICs' alarms come after these.
         self._pit_alarm: Alarm
         self.delayed_eoi: Alarm
-        # Which line sources drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
+        # The line sources that drive each input high: bit n is source n. KVM: irq_states of the PICs and the IOAPIC.
         self.sources = [0] * INPUTS
 
     # Assembly.

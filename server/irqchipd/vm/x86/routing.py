@@ -34,7 +34,7 @@ def default_routes() -> tuple[Route, ...]:
 IOAPIC_INPUTS: Final = 16
 INPUTS: Final = IOAPIC_INPUTS + PINS[ChipId.IOAPIC]
 
-# What each GSI leads to: inputs, or an MSI.
+# The targets of each GSI: inputs, or an MSI.
 Table = Mapping[int, Sequence[int | MsiRoute]]
 
 
