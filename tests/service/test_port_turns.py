@@ -311,9 +311,15 @@ def test_a_long_batch_gives_others_their_turns_between_its_operations(
     here.vm("noisy")
     here.vm("quiet")
     with closing(here.peer(vm="noisy")) as noisy, closing(here.peer(vm="quiet")) as quiet:
-        for serial in range(5):
-            noisy.submit(serial, *[pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))] * 300)
-        for _ in range(20):
-            quiet.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
-            quiet.receive_results(1)
-        assert not select.select((noisy.socket,), (), (), 0)[0] or noisy.receive().batch_result.serial == 0
+        for attempt in range(20):  # this process may be preempted for as long as a batch takes
+            for _ in range(5):
+                noisy.submit(attempt, *[pb.Operation(get_lapic=pb.GetLapicRequest(vcpu=0))] * 300)
+            for _ in range(20):
+                quiet.send_records(1, (PIO_READ, 1, 0, 0x21, 0))
+                quiet.receive_results(1)
+            overtaken = not select.select((noisy.socket,), (), (), 0)[0]
+            for _ in range(5):
+                noisy.receive()
+            if overtaken:
+                return
+        pytest.fail("a batch of 300 operations was always done before 20 operations of another VM")

@@ -104,7 +104,7 @@ class Observer:
 
     def line_raised(self, coalesced: bool, masked: bool) -> None:
         """A line source drove a chip's input, or a GSI that leads to an s390 adapter, high: whether that added no
-        interrupt, and whether the interrupt was masked. Where it did and was not, this need not be called.
+        interrupt, and whether the interrupt was masked. The call may be left out for an unmasked one that was added.
         """
 
     def gic_acknowledged(self, vcpu: int, intid: int) -> None:

@@ -10,7 +10,7 @@ from irqchipd.observe.observer import Observer
 
 
 class Room:
-    """How many events were written, up to which there is room, and how many were lost as there was none."""
+    """The number of written events, the number at which the room ends, and the number of lost events."""
 
     __slots__ = ("lost", "room", "written")
 

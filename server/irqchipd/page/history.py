@@ -34,9 +34,7 @@ _EVENTS_SHARE: Final = 100
 _STATES_SHARE: Final = 100
 _MEASURABLE_NS: Final = 50_000_000  # a shorter time tells nothing
 _EVENT_NS: Final = 2_000  # that an event takes, with its place in a message
-_AFTER_STATE_NS: Final = (
-    30_000  # that operations take longer after a state, which is where their data was in the caches
-)
+_AFTER_STATE_NS: Final = 30_000  # operations take this much longer after a state: it took their place in the caches
 # About what a state takes: a vCPU's part, an interrupt's of a GIC, and a line source's beside its bitmap.
 _VCPU_BYTES: Final = 2_500
 _INTERRUPT_BYTES: Final = 200
@@ -172,7 +170,7 @@ class History(Observer):
 
 
 def is_busy(elapsed: int, busy: int) -> bool:
-    """Whether a daemon has no time to spare that has worked for so many nanoseconds of some."""
+    """Whether a daemon that worked for `busy` of `elapsed` nanoseconds has no time to spare."""
     return elapsed >= _MEASURABLE_NS and busy * _BUSY >= elapsed
 
 

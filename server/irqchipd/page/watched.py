@@ -129,7 +129,7 @@ def event_list(events: Iterable[Event]) -> str:
 
 @lru_cache(1024)
 def _what(name: str, values: tuple[int, ...]) -> str:
-    """The name and values of an event: much happens again and again."""
+    """The name and values of an event, as text. Many events are equal."""
     return f'"{name}",[{",".join(map(_value, values))}]'
 
 
