@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from irqchipd.vm.x86.machine import X86Vm
 from tests.builds import COMPILED, WHY, exists
 from tests.service.inprocess import Served, served
 from tests.service.test_port import HALT, PIO_READ, Peer
+from tests.threads import switch_interval
 from tests.vm.test_backlog import do_all
 from tests.waiting import eventually
 
@@ -123,11 +123,9 @@ every_state = pytest.mark.parametrize(
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(0.0001)  # this thread has to see the port's thread in the middle of its work
-    with served(tmp_path, access_ns=200_000_000) as here:
+    # This thread has to see the port's thread in the middle of its work.
+    with switch_interval(1e-4), served(tmp_path, access_ns=200_000_000) as here:
         yield Scene(here, monkeypatch)
-    sys.setswitchinterval(interval)
 
 
 @every_state

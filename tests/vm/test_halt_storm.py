@@ -6,12 +6,11 @@ must take it, exactly once. An observer counts the arrivals under the VM's lock;
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from queue import SimpleQueue
 from random import Random
@@ -25,6 +24,7 @@ from irqchipd.vm.cpu import Halt
 from irqchipd.vm.routing import PinRoute
 from irqchipd.vm.vcpu_state import Outcome
 from irqchipd.vm.x86.routing import ChipId
+from tests.threads import switch_interval
 from tests.vm.pc import EOI, LEVEL, MSI, PRIMARY, Pc, to
 from tests.waiting import PATIENCE
 
@@ -228,14 +228,10 @@ class Storm:
 
 @pytest.mark.parametrize("impatient", [False, True], ids=["threads as usual", "threads that switch often"])
 def test_every_interrupt_is_taken_once(impatient: bool) -> None:
-    interval = sys.getswitchinterval()
     seed = time.time_ns() & 0xFFFF_FFFF
     storm = Storm(seed)
-    sys.setswitchinterval(1e-5 if impatient else interval)
-    try:
+    with switch_interval(1e-5) if impatient else nullcontext():
         storm.run()
-    finally:
-        sys.setswitchinterval(interval)
     taken, owed = storm.total(), storm.owed()
     assert taken.total() >= WAKES, seed
     assert {key: (owed[key], taken[key]) for key in owed | taken if owed[key] != taken[key]} == {}, seed

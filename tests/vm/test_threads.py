@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 from irqchipd.chips.lapic_registers import Reg
 from irqchipd.observe.observer import Observer
 from irqchipd.vm.events import InterruptPending
+from tests.threads import switch_interval
 from tests.vm.pc import LEVEL, Pc, to
 from tests.waiting import PATIENCE
 
@@ -26,10 +26,8 @@ VCPUS = 2
 @pytest.fixture(autouse=True)
 def impatient_scheduler() -> Iterator[None]:
     """Switch threads far more often than usual."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
+    with switch_interval(1e-6):
+        yield
 
 
 def run_all(*tasks: Callable[[], object]) -> None:
