@@ -125,7 +125,7 @@ class UnicornVcpu(Bus, X86Adapter):
             if interrupt is None:
                 breaker.ignore_window()
                 return
-            self._hold(interrupt)
+            self._vector = interrupt.vector
             self._deliver_vector()
         breaker.stop_at_window()
 
@@ -134,6 +134,7 @@ class UnicornVcpu(Bus, X86Adapter):
         if self._vector is not None:
             deliver(self._engine, Event(self._vector, Origin.EXTERNAL))
             self._vector = None
+            self._interrupted = True  # Events are taken once a slice: ask for a further one at the next window.
 
     def _take_nmi(self) -> None:
         self._nmi = True
