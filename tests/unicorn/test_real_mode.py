@@ -59,6 +59,15 @@ WINDOWS = bytes.fromhex(
     "fa"  # 7c09: cli, not any more
     "ebf4"  # 7c0a: jmp 7c00
 )
+INTERRUPTED_THEN_BUSY = bytes.fromhex(
+    "fb"  # 7c00: sti
+    "803e000500"  # 7c01: cmp BYTE 0x500,0x0
+    "74f9"  # 7c06: je 7c01
+    "b9ffff"  # 7c08: mov cx,0xffff
+    "e2fe"  # 7c0b: loop 7c0b
+    "e6f4"  # 7c0d: out 0xf4,al
+    "ebfe"  # 7c0f: jmp 7c0f
+)
 HANDLER = bytes.fromhex(
     "ff060005"  # 7d00: inc WORD 0x500
     "50"  # 7d04: push ax
@@ -138,6 +147,33 @@ def test_the_shortest_interrupt_window_is_used_and_the_shadow_of_sti_is_not(mach
             keyboard.line(1).pulse()
             eventually(lambda count=count: machine.word(COUNT) & 0xFFFF == count)  # type: ignore[misc]
             assert machine.word(0x504) & 0xFFFF == 0x7C09
+
+
+def test_blocks_behind_an_interrupt_run_without_a_stop(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the handler accesses nothing."""
+    machine.vector(
+        0x21,
+        0x7D00,
+        bytes.fromhex(
+            "ff060005"  # 7d00: inc WORD 0x500
+            "cf"  # 7d04: iret
+        ),
+    )
+    machine.start_real(INTERRUPTED_THEN_BUSY)
+    machine.initialise_pic()
+    run, runs = machine.cpu._engine.run, 0
+
+    def counted() -> object:
+        nonlocal runs
+        runs += 1
+        assert runs < 10_000  # of more than 65,535 blocks
+        return run()
+
+    monkeypatch.setattr(machine.cpu._engine, "run", counted)
+    with machine.vm.session("keyboard") as keyboard:
+        keyboard.line(1).pulse()
+        machine.cpu.run()
+    assert machine.word(COUNT) & 0xFFFF == 1
 
 
 def test_software_interrupts_go_through_the_vector_table_and_return_behind(machine: Machine) -> None:
